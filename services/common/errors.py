@@ -1,0 +1,126 @@
+"""Typed errors and the one envelope they become on the wire.
+
+The shape is OpenAI's `{"error": {"message", "type", "param", "code"}}`; every route of both services answers with it,
+404, 405, 413 and 500 included. Code raises an `ApiError`; only `services.web.edge` turns it into a response.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+class ApiError(Exception):
+    """A failure that the client is told about. Subclasses fix status, type and code."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str = "internal_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        self._headers = headers or {}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Response headers that belong to the error; `Retry-After` is whole seconds, rounded up so that it is true."""
+        if self.retry_after is None:
+            return dict(self._headers)
+        return {**self._headers, "Retry-After": str(max(1, math.ceil(self.retry_after)))}
+
+    def envelope(self) -> dict[str, Any]:
+        """The JSON body."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequest(ApiError):
+    status, type, code = 400, "invalid_request_error", "invalid_request"
+
+
+class MalformedJson(InvalidRequest):
+    code = "malformed_json"
+
+
+class UnsupportedParameter(InvalidRequest):
+    code = "unsupported_parameter"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    code = "context_length_exceeded"
+
+
+class NotAuthenticated(ApiError):
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {**super().headers, "WWW-Authenticate": "Bearer"}
+
+
+class TokenExpired(NotAuthenticated):
+    code = "token_expired"
+
+
+class Forbidden(ApiError):
+    status, type, code = 403, "permission_error", "forbidden"
+
+
+class NotFound(ApiError):
+    status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The model '{model}' does not exist or you do not have access to it.", param="model")
+
+
+class Conflict(ApiError):
+    status, type, code = 409, "invalid_request_error", "conflict"
+
+
+class RateLimited(ApiError):
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class QueueFull(ApiError):
+    status, type, code = 429, "overloaded_error", "queue_full"
+
+
+class UpstreamUnavailable(ApiError):
+    status, type, code = 503, "server_error", "upstream_unavailable"
+
+
+class DeadlineExceeded(ApiError):
+    status, type, code = 504, "timeout_error", "deadline_exceeded"
+
+
+class HttpError(ApiError):
+    """An error that HTTP itself names (404 for a route, 405, 413, …), or one that an upstream pod answered with."""
+
+    def __init__(self, status: int, message: str, *, code: str | None = None, **kwargs: Any) -> None:
+        super().__init__(message, **kwargs)
+        self.status = status
+        self.type = "invalid_request_error" if status < 500 else "server_error"
+        self.code = code or HTTP_CODES.get(status, "http_error")
+
+
+HTTP_CODES = {
+    400: "invalid_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    415: "unsupported_media_type",
+    500: "internal_error",
+}

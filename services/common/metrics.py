@@ -1,0 +1,163 @@
+"""The one registry of metrics: every name that a dashboard, a rule or a page may use is declared here.
+
+Names follow OpenTelemetry's GenAI conventions where they exist (`gen_ai_…`), else `forebay_gateway_…` and
+`forebay_engine_…` in base units. Labels are bounded: a model that is served, a tenant, an outcome; never a key or a raw
+string from a request. Must be imported after `PROMETHEUS_MULTIPROC_DIR` is set (see `services.web.serve`).
+"""
+
+from __future__ import annotations
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
+TOKEN_TIME_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+DURATION_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class GatewayMetrics:
+    """What the gateway counts."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.requests = Counter(
+            "forebay_gateway_requests_total",
+            "Generation requests by how they ended: ok, cached, client_error, rate_limited, client_gone, timeout, "
+            "upstream_error, error.",
+            ["model", "tenant", "outcome"],
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "gen_ai_server_request_duration_seconds",
+            "First byte in to last byte out.",
+            ["model"],
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.ttft = Histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "Request in to first generated token out, of streams.",
+            ["model"],
+            buckets=TTFT_BUCKETS,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "gen_ai_client_token_usage_total",
+            "Tokens that were used, by type: input or output.",
+            ["model", "tenant", "token_type"],
+            registry=registry,
+        )
+        self.cache = Counter(
+            "forebay_gateway_cache_lookups_total",
+            "Response cache look-ups by result: hit, miss, bypass.",
+            ["model", "result"],
+            registry=registry,
+        )
+        self.refused = Counter(
+            "forebay_gateway_refused_total",
+            "Requests refused with 429, by cause: requests, tokens, queue.",
+            ["tenant", "cause"],
+            registry=registry,
+        )
+        self.streams = Gauge(
+            "forebay_gateway_streams_open", "Streams being relayed.", multiprocess_mode="livesum", registry=registry
+        )
+        self.retries = Counter(
+            "forebay_gateway_upstream_retries_total",
+            "Requests sent to another pod because the first could not be reached.",
+            ["model"],
+            registry=registry,
+        )
+        self.upstreams_ready = Gauge(
+            "forebay_gateway_upstreams_ready",
+            "Pods that are ready for the model.",
+            ["model"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.cache_down = Gauge(
+            "forebay_gateway_redis_down",
+            "1 while Redis cannot be reached: response cache off, quotas held per process.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+
+
+class EngineMetrics:
+    """What an inference pod counts."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.requests = Counter(
+            "forebay_engine_requests_total",
+            "Requests by how they ended: stop, length, cancelled, deadline, error.",
+            ["model", "outcome"],
+            registry=registry,
+        )
+        self.ttft = Histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "Arrival at the pod to first token.",
+            ["model"],
+            buckets=TTFT_BUCKETS,
+            registry=registry,
+        )
+        self.token_time = Histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "Time between the tokens of a request, after the first.",
+            ["model"],
+            buckets=TOKEN_TIME_BUCKETS,
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "gen_ai_server_request_duration_seconds",
+            "Arrival at the pod to last token.",
+            ["model"],
+            buckets=DURATION_BUCKETS,
+            registry=registry,
+        )
+        self.prompt_tokens = Counter(
+            "forebay_engine_prompt_tokens_total", "Prompt tokens computed.", ["model"], registry=registry
+        )
+        self.generated_tokens = Counter(
+            "forebay_engine_generated_tokens_total", "Tokens generated.", ["model"], registry=registry
+        )
+        self.waiting = Gauge(
+            "forebay_engine_requests_waiting",
+            "Requests in the queue.",
+            ["model"],
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.running = Gauge(
+            "forebay_engine_requests_running",
+            "Requests in the running batch.",
+            ["model"],
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.batch = Histogram(
+            "forebay_engine_batch_size",
+            "Requests that a step computed.",
+            ["model"],
+            buckets=BATCH_BUCKETS,
+            registry=registry,
+        )
+        self.kv_usage = Gauge(
+            "forebay_engine_kv_cache_usage_ratio",
+            "Part of the KV cache blocks in use, 0 to 1.",
+            ["model"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.step_time = Histogram(
+            "forebay_engine_step_seconds",
+            "Time of one engine step.",
+            ["model"],
+            buckets=TOKEN_TIME_BUCKETS,
+            registry=registry,
+        )
+        self.load_time = Gauge(
+            "forebay_engine_load_seconds",
+            "Time that getting the model ready took, by phase.",
+            ["model", "phase"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )

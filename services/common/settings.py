@@ -1,0 +1,136 @@
+"""Every setting of Forebay, declared once. `docs/settings.md` is generated from here (`make docs`) and a test holds it.
+
+Settings come from environment variables `FOREBAY_<NAME>`. A secret may also be given as a file: `FOREBAY_<NAME>_FILE`
+names it, which is how Kubernetes and Compose hand secrets over.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+PREFIX = "FOREBAY_"
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """Reads `FOREBAY_<NAME>_FILE` for the fields that are secrets."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE")
+        if path is None or not is_secret(field):
+            return None, field_name, False
+        return Path(path).read_text().strip(), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether the field holds a secret, and so may come from a file and is never shown."""
+    return field.annotation is SecretStr or SecretStr in get_args(field.annotation)
+
+
+class CommonSettings(BaseSettings):
+    """What gateway, inference service and `forebay` share."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", env_ignore_empty=True)
+
+    home: Path = Field(Path(".forebay"), description="Folder for local state: models, database, keys, logs of children.")
+    host: str = Field("127.0.0.1", description="Address that the HTTP and metrics ports listen on; images set 0.0.0.0.")
+    metrics_port: int = Field(9090, ge=1, le=65535, description="Prometheus metrics, on a port of their own.")
+    request_timeout: float = Field(
+        60.0, gt=0, description="Seconds a request may take, first byte to last; later it ends with 504."
+    )
+    shutdown_grace: float = Field(
+        8.0, gt=0, description="Seconds that running requests get to finish after SIGTERM before they are cut."
+    )
+    log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_file: Path | None = Field(None, description="Also write the JSON log to this file, rotated; stdout always gets it.")
+    log_file_max_bytes: int = Field(10_485_760, gt=0, description="Size at which the log file is rotated.")
+    log_file_backups: int = Field(5, ge=0, description="Rotated log files that are kept.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: Any, env_settings: Any, **_: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, SecretFiles(settings_cls), env_settings
+
+
+class GatewaySettings(CommonSettings):
+    """The gateway's own settings."""
+
+    gateway_port: int = Field(8080, ge=1, le=65535, description="HTTP port of the gateway.")
+    gateway_workers: int = Field(1, ge=1, description="Worker processes of one gateway.")
+    gateway_connections: int = Field(1000, ge=1, description="Connections that one worker holds at the same time.")
+    upstreams: Annotated[list[str], NoDecode] = Field(
+        ["http://127.0.0.1:8000"], description="Base URLs of the inference pods, comma-separated."
+    )
+    upstream_poll_interval: float = Field(1.0, gt=0, description="Seconds between looks at each pod's models and load.")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey: quotas and response cache.")
+    database_url: str = Field(
+        "sqlite:///.forebay/forebay.db", description="SQLAlchemy URL of accounts, keys and revocations."
+    )
+    database_pool_size: int = Field(20, ge=1, description="Connections that one worker keeps to the database server.")
+    jwt_secret: SecretStr = Field(description="Signs log-in tokens. Needed; 32 bytes or more.", min_length=32)
+    key_secret: SecretStr = Field(
+        description="Keys the hashes of API keys and the tenants' cache salts. Needed; 32 bytes or more.", min_length=32
+    )
+    access_token_ttl: int = Field(900, gt=0, description="Seconds an access token of `POST /login` is good for.")
+    refresh_token_ttl: int = Field(2_592_000, gt=0, description="Seconds a refresh token is good for.")
+    identity_ttl: float = Field(
+        5.0, ge=0, description="Seconds a checked key or token is trusted without a database look: revocation's delay."
+    )
+    requests_per_minute: int = Field(600, ge=1, description="Limit of a key that has none of its own.")
+    tokens_per_minute: int = Field(200_000, ge=1, description="Limit of a key that has none of its own.")
+    default_max_tokens: int = Field(1024, ge=1, description="`max_tokens` of a request that names none.")
+    cache_ttl: int = Field(3600, ge=0, description="Seconds a cached answer is kept; 0 turns the response cache off.")
+    cache_max_bytes: int = Field(1_048_576, ge=1, description="Answers larger than this are not cached.")
+    max_body_bytes: int = Field(2_097_152, ge=1, description="Request bodies larger than this are refused with 413.")
+    route_timeouts: dict[str, float] = Field(
+        {}, description='Time-outs of single routes, as JSON: `{"/generate": 30}`; the others take request_timeout.'
+    )
+
+    @field_validator("upstreams", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [url.strip().rstrip("/") for url in value.split(",") if url.strip()] if isinstance(value, str) else value
+
+
+class InferenceSettings(CommonSettings):
+    """The inference service's own settings."""
+
+    inference_port: int = Field(8000, ge=1, le=65535, description="HTTP port of an inference pod.")
+    inference_threads: int = Field(96, ge=2, description="Requests whose connections one pod holds at the same time.")
+    model: str = Field(
+        "bundled",
+        description="What to serve: `bundled` (SmolLM2-135M-Instruct), a hub id, a local folder or a GGUF file; "
+        "`name=source` gives it a name, a comma separates several, of which the first is loaded at start.",
+    )
+    model_memory: int | None = Field(
+        None, gt=0, description="Bytes all loaded models may take together; by default 80% of what is free at start."
+    )
+    hub_offline: bool = Field(
+        False, description="Never ask the model hub; a hub id must then be in its local cache."
+    )
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
+    context_length: int | None = Field(None, gt=0, description="Longest prompt plus answer; by default the model's own.")
+    max_batch: int = Field(32, ge=1, description="Requests in the running batch.")
+    max_queue: int = Field(256, ge=0, description="Requests that may wait; one more is answered 429.")
+    step_tokens: int = Field(512, ge=1, description="Tokens that one engine step computes at most, prefill and decode together.")
+    kv_blocks: int | None = Field(None, gt=0, description="KV cache blocks of 16 tokens; by default sized from free memory.")
+
+
+class FleetSettings(CommonSettings):
+    """What `forebay up` starts."""
+
+    gateways: int = Field(1, ge=1, description="Gateway processes, on consecutive ports.")
+    pods: int = Field(1, ge=1, description="Inference pods, on consecutive ports.")
+
+
+ALL: tuple[type[CommonSettings], ...] = (CommonSettings, GatewaySettings, InferenceSettings, FleetSettings)

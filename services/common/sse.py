@@ -1,0 +1,94 @@
+"""Server-sent events: framing and parsing, without I/O (WHATWG HTML, section 9.2).
+
+Engine chunks carry an internal note for the gateway as a comment line (`: forebay {…}`) before their `data:` line.
+Every SSE client ignores comments, so a pod can also be spoken to directly, and the gateway can relay the data lines as
+the bytes they are: it reads the note and drops it without parsing the JSON of a chunk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+CONTENT_TYPE = "text/event-stream; charset=utf-8"
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+"""Sent with every stream: proxies must neither cache nor buffer it."""
+
+DONE = b"data: [DONE]\n\n"
+NOTE_PREFIX = b": forebay "
+
+
+def dump(value: Any) -> bytes:
+    """Compact JSON on one line, non-ASCII kept as UTF-8."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def event(value: Any) -> bytes:
+    """One event whose data is `value` as JSON."""
+    return b"data: " + dump(value) + b"\n\n"
+
+
+def text_event(text: str) -> bytes:
+    """One event whose data is plain text; line breaks become several `data:` lines, as the format asks."""
+    return b"".join(b"data: " + line.encode() + b"\n" for line in text.split("\n")) + b"\n"
+
+
+def comment(text: str) -> bytes:
+    """A comment block, which clients ignore; keeps idle connections open."""
+    return b": " + text.replace("\n", " ").encode() + b"\n\n"
+
+
+def note(value: dict[str, Any]) -> bytes:
+    """The engine's note to the gateway; stands directly before the data line that it is about."""
+    return NOTE_PREFIX + dump(value) + b"\n"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One parsed block: its data as bytes (None when there was none) and the engine's note."""
+
+    data: bytes | None
+    note: dict[str, Any] | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.data == b"[DONE]"
+
+    def frame(self) -> bytes:
+        """The block as it goes on to the client: data only."""
+        if self.data is None:
+            return b""
+        return b"data: " + self.data.replace(b"\n", b"\ndata: ") + b"\n\n"
+
+
+class Parser:
+    """Cuts a byte stream, fed in pieces of any size, into events. Accepts LF and CRLF; one lone CR per line end is not
+    accepted, as no engine sends it."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> Iterator[Event]:
+        """The events that `piece` completes."""
+        buffer = self._rest + piece
+        if b"\r" in buffer:
+            buffer = buffer.replace(b"\r\n", b"\n")
+        *blocks, self._rest = buffer.split(b"\n\n")
+        for block in blocks:
+            parsed = _parse(block)
+            if parsed.data is not None or parsed.note is not None:
+                yield parsed
+
+
+def _parse(block: bytes) -> Event:
+    data: list[bytes] = []
+    found: dict[str, Any] | None = None
+    for line in block.split(b"\n"):
+        if line.startswith(b"data:"):
+            value = line[5:]
+            data.append(value[1:] if value.startswith(b" ") else value)
+        elif line.startswith(NOTE_PREFIX):
+            found = json.loads(line[len(NOTE_PREFIX) :])
+    return Event(b"\n".join(data) if data else None, found)

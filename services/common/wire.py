@@ -1,0 +1,230 @@
+"""The OpenAI wire format: requests as validated models, answers and stream chunks as plain dictionaries.
+
+Both services validate with the same models. Unknown fields are kept, so that the gateway can relay what another engine
+understands and ours does not. Reference: OpenAI API, chat completions, completions and models.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import from_json
+
+from services.common.errors import InvalidRequest, MalformedJson
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+class WireModel(BaseModel):
+    """Strict types (no "5" for 5), unknown fields kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class TextPart(WireModel):
+    type: Literal["text"]
+    text: str
+
+
+class Message(WireModel):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+
+    def text(self) -> str:
+        """The content as one string."""
+        if self.content is None:
+            return ""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class StreamOptions(WireModel):
+    include_usage: bool = False
+
+
+class GenerationRequest(WireModel):
+    """What chat and text completions have in common."""
+
+    model: str = Field(min_length=1, max_length=256)
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: str | list[str] | None = None
+    n: int | None = Field(None, ge=1, le=128)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _check_stop(cls, value: str | list[str] | None) -> str | list[str] | None:
+        if isinstance(value, list) and len(value) > 16:
+            raise ValueError("at most 16 stop sequences are allowed")
+        return value
+
+    @property
+    def token_limit(self) -> int | None:
+        """The most tokens to generate, None when the request names no limit."""
+        return self.max_tokens
+
+    @property
+    def stops(self) -> list[str]:
+        """Stop sequences as a list, empty ones left out."""
+        found = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [text for text in found if text]
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream shall end with a usage chunk."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether the same request always has the same answer: greedy, or sampled with a seed."""
+        return self.temperature == 0 or self.seed is not None
+
+
+class ChatRequest(GenerationRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1, max_length=2048)
+    max_completion_tokens: int | None = Field(None, ge=1)
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+
+class CompletionRequest(GenerationRequest):
+    """`POST /v1/completions`. The prompt is text, or token ids as OpenAI allows."""
+
+    prompt: str | list[int] | list[str]
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> CompletionRequest:
+        if isinstance(self.prompt, list) and not self.prompt:
+            raise ValueError("prompt must not be empty")
+        return self
+
+
+Request = TypeVar("Request", bound=BaseModel)
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """A request body as a dictionary.
+
+    Raises:
+        MalformedJson: it is not JSON, not UTF-8, nested too deep, or not an object.
+    """
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise MalformedJson(f"The request body is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise MalformedJson("The request body must be a JSON object.")
+    return value
+
+
+def validate(kind: type[Request], value: Mapping[str, Any]) -> Request:
+    """`value` as a model of `kind`.
+
+    Raises:
+        InvalidRequest: names the first field that is wrong, and why.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        # The branches of a union stand in the location as type names; the field is what comes before them.
+        path = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
+        where = ".".join(path) or None
+        reason = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(f"Invalid value for '{where}': {reason}." if where else f"{reason}.", param=where) from None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def body(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+        }
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any] | None) -> Usage | None:
+        """The usage that a response body carries, None when it has none."""
+        if not body:
+            return None
+        return cls(int(body.get("prompt_tokens") or 0), int(body.get("completion_tokens") or 0))
+
+
+Kind = Literal["chat", "text"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Makes the bodies of one answer, whole or in chunks, for chat (`chat`) and text completions (`text`)."""
+
+    kind: Kind
+    id: str
+    model: str
+    created: int
+
+    @classmethod
+    def new(cls, kind: Kind, model: str) -> Answer:
+        prefix = "chatcmpl" if kind == "chat" else "cmpl"
+        return cls(kind, f"{prefix}-{uuid.uuid4().hex}", model, int(time.time()))
+
+    def whole(self, texts: list[tuple[str, FinishReason]], usage: Usage) -> dict[str, Any]:
+        """The body of a non-streamed answer: one choice for each (text, finish reason)."""
+        choices: list[dict[str, Any]] = []
+        for index, (text, finish) in enumerate(texts):
+            content = {"message": {"role": "assistant", "content": text}} if self.kind == "chat" else {"text": text}
+            choices.append({"index": index, **content, "logprobs": None, "finish_reason": finish})
+        return {**self._head(streamed=False), "choices": choices, "usage": usage.body()}
+
+    def first(self, index: int = 0) -> dict[str, Any] | None:
+        """The chunk that opens a choice; text completions have none."""
+        return self._chunk(index, {"role": "assistant", "content": ""}) if self.kind == "chat" else None
+
+    def delta(self, text: str, index: int = 0) -> dict[str, Any]:
+        """A chunk of text."""
+        return self._chunk(index, {"content": text} if self.kind == "chat" else text)
+
+    def last(self, finish: FinishReason, index: int = 0) -> dict[str, Any]:
+        """The chunk that closes a choice."""
+        return self._chunk(index, {} if self.kind == "chat" else "", finish)
+
+    def usage(self, usage: Usage) -> dict[str, Any]:
+        """The chunk that ends a stream whose client asked for usage."""
+        return {**self._head(streamed=True), "choices": [], "usage": usage.body()}
+
+    def _chunk(self, index: int, content: Any, finish: FinishReason | None = None) -> dict[str, Any]:
+        piece = {"delta": content} if self.kind == "chat" else {"text": content}
+        choice = {"index": index, **piece, "logprobs": None, "finish_reason": finish}
+        return {**self._head(streamed=True), "choices": [choice]}
+
+    def _head(self, *, streamed: bool) -> dict[str, Any]:
+        names = {"chat": ("chat.completion", "chat.completion.chunk"), "text": ("text_completion", "text_completion")}
+        return {"id": self.id, "object": names[self.kind][streamed], "created": self.created, "model": self.model}
+
+
+def model_list(models: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The body of `GET /v1/models` for models by name, each with its further fields."""
+    rows = [{"id": name, "object": "model", "owned_by": "forebay", **more} for name, more in models.items()]
+    return {"object": "list", "data": rows}

@@ -1,0 +1,40 @@
+"""What the two `gunicorn.conf.py` files share: the metrics folder, the metrics port, the control socket, the log."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from typing import Any
+
+
+def prepare_metrics_folder() -> None:
+    """Gives the workers an empty folder for their metrics; must run before anything imports `prometheus_client`.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    folder = tempfile.mkdtemp(prefix="forebay-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+    master = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == master:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+
+
+def serve_metrics(host: str, port: int) -> None:
+    """Starts `/metrics` on its own port, in gunicorn's master: one answer for all workers."""
+    from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics  # noqa: PLC0415
+
+    GunicornPrometheusMetrics.start_http_server_when_ready(port, host=host)
+
+
+def forget_worker(_server: Any, worker: Any) -> None:
+    """gunicorn's `child_exit` hook: a worker that ended no longer counts in gauges."""
+    from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics  # noqa: PLC0415
+
+    GunicornPrometheusMetrics.mark_process_dead_on_child_exit(worker.pid)
