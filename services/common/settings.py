@@ -41,7 +41,7 @@ class CommonSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="ignore", env_ignore_empty=True)
 
-    home: Path = Field(Path(".forebay"), description="Folder for local state: models, database, keys, logs of children.")
+    home: Path = Field(Path(".forebay"), description="Folder for local state: models, database, keys, logs.")
     host: str = Field("127.0.0.1", description="Address that the HTTP and metrics ports listen on; images set 0.0.0.0.")
     metrics_port: int = Field(9090, ge=1, le=65535, description="Prometheus metrics, on a port of their own.")
     request_timeout: float = Field(
@@ -51,13 +51,18 @@ class CommonSettings(BaseSettings):
         8.0, gt=0, description="Seconds that running requests get to finish after SIGTERM before they are cut."
     )
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR.")
-    log_file: Path | None = Field(None, description="Also write the JSON log to this file, rotated; stdout always gets it.")
+    log_file: Path | None = Field(None, description="A rotated file that gets the JSON log too, beside stdout.")
     log_file_max_bytes: int = Field(10_485_760, gt=0, description="Size at which the log file is rotated.")
     log_file_backups: int = Field(5, ge=0, description="Rotated log files that are kept.")
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: Any, env_settings: Any, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return init_settings, SecretFiles(settings_cls), env_settings
 
@@ -115,15 +120,15 @@ class InferenceSettings(CommonSettings):
     model_memory: int | None = Field(
         None, gt=0, description="Bytes all loaded models may take together; by default 80% of what is free at start."
     )
-    hub_offline: bool = Field(
-        False, description="Never ask the model hub; a hub id must then be in its local cache."
-    )
+    hub_offline: bool = Field(False, description="Never ask the model hub; a hub id must then be in its local cache.")
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
-    context_length: int | None = Field(None, gt=0, description="Longest prompt plus answer; by default the model's own.")
+    context_length: int | None = Field(None, gt=0, description="Longest prompt plus answer; else the model's own.")
     max_batch: int = Field(32, ge=1, description="Requests in the running batch.")
     max_queue: int = Field(256, ge=0, description="Requests that may wait; one more is answered 429.")
-    step_tokens: int = Field(512, ge=1, description="Tokens that one engine step computes at most, prefill and decode together.")
-    kv_blocks: int | None = Field(None, gt=0, description="KV cache blocks of 16 tokens; by default sized from free memory.")
+    step_tokens: int = Field(
+        512, ge=1, description="Tokens that one engine step computes at most, prefill and decode together."
+    )
+    kv_blocks: int | None = Field(None, gt=0, description="KV cache blocks; by default sized from free memory.")
 
 
 class FleetSettings(CommonSettings):

@@ -144,7 +144,8 @@ def validate(kind: type[Request], value: Mapping[str, Any]) -> Request:
         path = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
         where = ".".join(path) or None
         reason = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequest(f"Invalid value for '{where}': {reason}." if where else f"{reason}.", param=where) from None
+        message = f"Invalid value for '{where}': {reason}." if where else f"{reason}."
+        raise InvalidRequest(message, param=where) from None
 
 
 @dataclass(frozen=True)
