@@ -71,6 +71,10 @@ class TokenExpired(NotAuthenticated):
     code = "token_expired"
 
 
+class InvalidCredentials(NotAuthenticated):
+    code = "invalid_credentials"
+
+
 class Forbidden(ApiError):
     status, type, code = 403, "permission_error", "forbidden"
 
@@ -104,6 +108,29 @@ class UpstreamUnavailable(ApiError):
 
 class DeadlineExceeded(ApiError):
     status, type, code = 504, "timeout_error", "deadline_exceeded"
+
+
+class ClientGone(ApiError):
+    """The client hung up; nobody reads this answer, but the log and the metrics name it (nginx's status 499)."""
+
+    status, type, code = 499, "client_error", "client_gone"
+
+    def __init__(self) -> None:
+        super().__init__("The client closed the connection.")
+
+
+class RelayedError(ApiError):
+    """A refusal of an inference pod, passed on as it said it; a pod's own trouble is never the client's 401."""
+
+    def __init__(self, status: int, envelope: Any, *, retry_after: str | None) -> None:
+        error = envelope.get("error") if isinstance(envelope, dict) else None
+        error = error if isinstance(error, dict) else {}
+        super().__init__(str(error.get("message") or f"The inference pod answered {status}."), param=error.get("param"))
+        self.status = 502 if status in (401, 403) else status
+        self.type = str(error.get("type") or "server_error")
+        self.code = str(error.get("code") or "upstream_error")
+        if retry_after is not None:
+            self._headers["Retry-After"] = retry_after
 
 
 class HttpError(ApiError):
