@@ -1,0 +1,95 @@
+"""The connection to Redis, which may be gone at any time without anything hanging on it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.commands.core import Script
+from redis.exceptions import BusyLoadingError, ConnectionError, ReadOnlyError, TimeoutError
+from redis.retry import Retry
+
+log = logging.getLogger("forebay.cache")
+Result = TypeVar("Result")
+
+
+class CacheDown(Exception):
+    """Redis did not answer; the caller goes on without it."""
+
+
+class Connection:
+    """Redis behind a short time-out and a pause after a failure.
+
+    While it is down, a call fails at once instead of waiting for its time-out, and one call every `pause` seconds tries
+    again. Up and down are logged once each.
+    """
+
+    def __init__(
+        self, url: str, *, timeout: float = 0.5, pause: float = 1.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        # One retry without a pause: it replaces a pooled connection that a restarted server no longer knows.
+        self._redis = Redis.from_url(
+            url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 1)
+        )
+        self._pause = pause
+        self._clock = clock
+        self._retry_at: float | None = None
+
+    @property
+    def down(self) -> bool:
+        """Whether the last call failed."""
+        return self._retry_at is not None
+
+    def script(self, name: str) -> Script:
+        """The Lua script `lua/<name>.lua`, to be run with `run`."""
+        return self._redis.register_script((Path(__file__).parent / "lua" / f"{name}.lua").read_text())
+
+    def run(self, script: Script, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        """The script's result.
+
+        Raises:
+            CacheDown: Redis is not reachable.
+        """
+        return self._guard(lambda: script(keys=keys, args=args))
+
+    def store(self, key: str, value: bytes, ttl: int) -> None:
+        """Keeps `value` for `ttl` seconds.
+
+        Raises:
+            CacheDown: Redis is not reachable.
+        """
+        self._guard(lambda: self._redis.set(key, value, ex=ttl))
+
+    def ping(self) -> None:
+        """Looks whether Redis answers.
+
+        Raises:
+            CacheDown: it does not.
+        """
+        self._guard(self._redis.ping)
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def _guard(self, call: Callable[[], Result]) -> Result:
+        now = self._clock()
+        if self._retry_at is not None:
+            if now < self._retry_at:
+                raise CacheDown
+            self._retry_at = now + self._pause  # this call tries; the others keep failing at once meanwhile
+        try:
+            result = call()
+        except (ConnectionError, TimeoutError, BusyLoadingError, ReadOnlyError) as error:
+            if not self.down:
+                log.error("redis is down: response cache off, quotas held per process", extra={"error": str(error)})
+            self._retry_at = self._clock() + self._pause
+            raise CacheDown from error
+        if self.down:
+            log.info("redis is back")
+            self._retry_at = None
+        return result
