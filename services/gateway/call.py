@@ -1,0 +1,91 @@
+"""The values that go from step to step: the call as it came, what it spent, and the reply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from socket import socket
+from typing import Any
+
+from services.common.sse import Event
+from services.common.wire import FinishReason, GenerationRequest, Kind, Usage
+
+
+@dataclass(frozen=True)
+class Call:
+    """A generation request as a route understood it."""
+
+    kind: Kind
+    request: GenerationRequest
+    body: dict[str, Any]
+    """What the pod gets; the client's JSON with the gateway's own fields set."""
+    authorization: str | None
+    request_id: str
+    traceparent: str
+    started: float
+    """`time.monotonic()` at arrival."""
+    timeout: float
+    """Seconds from arrival to the last byte."""
+    use_cache: bool
+    """False when the client asked for a fresh answer (`Cache-Control: no-cache` or `no-store`)."""
+    client: socket | None
+    """The client's socket, to see it hang up; None under a test client."""
+    log_fields: dict[str, Any] = field(default_factory=dict)
+    """Goes into the request's log line."""
+
+    @property
+    def model(self) -> str:
+        return self.request.model
+
+    @property
+    def streamed(self) -> bool:
+        return bool(self.request.stream)
+
+    @property
+    def deadline(self) -> float:
+        return self.started + self.timeout
+
+    def remaining(self) -> float:
+        """Seconds left until the deadline."""
+        return self.deadline - time.monotonic()
+
+
+@dataclass
+class Spent:
+    """What a call used and how it went; filled in while the answer is made, read by `settle`."""
+
+    upstream: str | None = None
+    retries: int = 0
+    usage: Usage | None = None
+    """The pod's own final count; None when the answer did not reach its end."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    """Running counts of a stream, from the pod's notes."""
+    first_token_at: float | None = None
+    outcome: str | None = None
+    text: list[str] = field(default_factory=list)
+    """Pieces of a stream's text, kept only where the answer may be cached."""
+    finish: FinishReason | None = None
+    cacheable: bool = True
+    answer: bytes | None = None
+    """The body of an answer that was not streamed."""
+
+    @property
+    def tokens(self) -> Usage:
+        """The best count there is."""
+        return self.usage or Usage(self.prompt_tokens, self.completion_tokens)
+
+
+@dataclass
+class Reply:
+    """What goes back: a whole body or events of a stream. `close` ends what is still open behind it."""
+
+    body: bytes | None = None
+    events: Iterator[Event] | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    on_close: list[Callable[[], None]] = field(default_factory=list)
+
+    def close(self) -> None:
+        while self.on_close:
+            self.on_close.pop()()

@@ -1,0 +1,38 @@
+"""gunicorn's configuration for the gateway: `gunicorn -c python:services.gateway.gunicorn_conf`.
+
+Cooperative workers (gevent), since the gateway does nothing but wait on sockets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from services.web.serve import forget_worker, prepare_metrics_folder, serve_metrics
+
+prepare_metrics_folder()
+
+from services.common.settings import GatewaySettings  # noqa: E402
+from services.common.telemetry import configure_logging  # noqa: E402
+
+_settings = GatewaySettings()
+
+wsgi_app = "services.gateway.app:create_app()"
+bind = f"{_settings.host}:{_settings.gateway_port}"
+worker_class = "gevent"
+workers = _settings.gateway_workers
+worker_connections = _settings.gateway_connections
+keepalive = 75  # longer than the 60 s of common load balancers, so that they and not we close an idle connection
+timeout = 60  # for a worker's heartbeat, not for a request: those have deadlines of their own
+graceful_timeout = int(_settings.shutdown_grace)
+control_socket_disable = True
+proc_name = "forebay-gateway"
+
+child_exit = forget_worker
+
+
+def on_starting(_server: Any) -> None:
+    configure_logging("gateway", _settings)
+
+
+def when_ready(_server: Any) -> None:
+    serve_metrics(_settings.host, _settings.metrics_port)

@@ -1,0 +1,60 @@
+"""What a stream says on its way through the gateway: counts, text for the cache, how it ended.
+
+The hot path: it runs for every chunk of every stream. A chunk's JSON is parsed only where the answer may be cached.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from services.common.sse import Event
+from services.common.wire import Usage
+from services.gateway.call import Call, Spent
+
+
+def observe(event: Event, call: Call, spent: Spent) -> bool:
+    """Writes down what `event` says of the call; returns whether it goes on to the client."""
+    if event.note is not None:
+        spent.prompt_tokens = event.note.get("prompt_tokens", spent.prompt_tokens)
+        spent.completion_tokens = event.note.get("completion_tokens", spent.completion_tokens)
+    data = event.data
+    if data is None:
+        return False
+    if event.done:
+        spent.outcome = "ok"
+    elif _is_usage(data):
+        spent.usage = usage_of(data)
+        return call.request.wants_usage
+    elif data.startswith(b'{"error"'):
+        spent.outcome = "timeout" if b'"deadline_exceeded"' in data else "upstream_error"
+    else:
+        if spent.first_token_at is None and (event.note is None or spent.completion_tokens):
+            spent.first_token_at = time.monotonic()
+        if call.request.deterministic:
+            _keep_text(data, spent)
+    return True
+
+
+def usage_of(body: bytes) -> Usage | None:
+    """The usage that a body or chunk carries, None when it has none."""
+    try:
+        return Usage.of(json.loads(body).get("usage"))
+    except (ValueError, AttributeError):
+        return None
+
+
+def _is_usage(data: bytes) -> bool:
+    return b'"choices":[]' in data or b'"choices": []' in data
+
+
+def _keep_text(data: bytes, spent: Spent) -> None:
+    """Collects a chunk's text for the response cache; anything but plain text makes the answer uncacheable."""
+    chunk: dict[str, Any] = json.loads(data)
+    for choice in chunk.get("choices", ()):
+        delta = choice.get("delta", {})
+        if any(value for name, value in delta.items() if name not in {"role", "content"}):
+            spent.cacheable = False
+        spent.text.append(delta.get("content") or choice.get("text") or "")
+        spent.finish = choice.get("finish_reason") or spent.finish

@@ -1,0 +1,83 @@
+"""From a Flask request to a `Call`, and from a `Reply` to a Flask response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flask import Response, g, request
+
+from services.common import sse
+from services.common.errors import InvalidRequest
+from services.common.telemetry import TIMEOUT_HEADER
+from services.common.wire import ChatRequest, CompletionRequest, Kind, validate
+from services.gateway.call import Call, Reply
+from services.gateway.request import Gateway
+
+
+def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
+    """The current Flask request, with `body` in OpenAI's format, as a call.
+
+    Raises:
+        InvalidRequest: a field or header has a wrong value; names it.
+    """
+    settings = gateway.settings
+    body.pop("cache_salt", None)  # the tenant's salt is the gateway's to set
+    parsed = validate(ChatRequest if kind == "chat" else CompletionRequest, body)
+    if parsed.token_limit is None:
+        body["max_tokens"] = settings.default_max_tokens
+        parsed = parsed.model_copy(update={"max_tokens": settings.default_max_tokens})
+    cache_control = request.headers.get("Cache-Control", "").lower()
+    return Call(
+        kind=kind,
+        request=parsed,
+        body=body,
+        authorization=request.headers.get("Authorization"),
+        request_id=g.request_id,
+        traceparent=g.traceparent,
+        started=g.started,
+        timeout=_timeout(settings.route_timeouts.get(request.path, settings.request_timeout)),
+        use_cache="no-cache" not in cache_control and "no-store" not in cache_control,
+        client=request.environ.get("gunicorn.socket"),
+        log_fields=g.log_fields,
+    )
+
+
+def _timeout(limit: float) -> float:
+    """The route's time-out, or less where the client asks for less."""
+    given = request.headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return limit
+    try:
+        asked = float(given)
+    except ValueError:
+        asked = 0.0
+    if not 0 < asked < float("inf"):
+        raise InvalidRequest(f"{TIMEOUT_HEADER} must be a positive number of seconds.", param=TIMEOUT_HEADER)
+    return min(limit, asked)
+
+
+def respond(reply: Reply) -> Response:
+    """The reply in OpenAI's own format."""
+    if reply.events is None:
+        return finish(Response(reply.body, mimetype="application/json"), reply)
+    return stream(reply, sse.Event.frame)
+
+
+def stream(reply: Reply, frame: Callable[[sse.Event], bytes]) -> Response:
+    """A streamed reply, each event put into bytes by `frame`."""
+    events = reply.events or iter(())
+
+    def frames() -> Iterator[bytes]:
+        for event in events:
+            if data := frame(event):
+                yield data
+
+    return finish(Response(frames(), content_type=sse.CONTENT_TYPE), reply)
+
+
+def finish(response: Response, reply: Reply) -> Response:
+    """Adds the reply's headers, and closes it when the last byte has gone or the client has."""
+    response.headers.update(reply.headers)
+    response.call_on_close(reply.close)
+    return response

@@ -1,0 +1,38 @@
+"""OpenAI's routes."""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, jsonify, request
+
+from services.common.errors import ModelNotFound
+from services.common.wire import model_list, parse_json
+from services.gateway.identify import require
+from services.gateway.request import Gateway, answer
+from services.gateway.routes.calls import read_call, respond
+
+
+def blueprint(gateway: Gateway) -> Blueprint:
+    routes = Blueprint("openai", __name__, url_prefix="/v1")
+
+    @routes.post("/chat/completions")
+    def chat_completions() -> Response:
+        return respond(answer(gateway, read_call(gateway, "chat", parse_json(request.get_data()))))
+
+    @routes.post("/completions")
+    def completions() -> Response:
+        return respond(answer(gateway, read_call(gateway, "text", parse_json(request.get_data()))))
+
+    @routes.get("/models")
+    def models() -> Response:
+        require(gateway.identifier.identify(request.headers.get("Authorization")), "inference")
+        return jsonify(model_list(gateway.fleet.models()))
+
+    @routes.get("/models/<path:name>")
+    def model(name: str) -> Response:
+        require(gateway.identifier.identify(request.headers.get("Authorization")), "inference")
+        rows = gateway.fleet.models()
+        if name not in rows:
+            raise ModelNotFound(name)
+        return jsonify(model_list({name: rows[name]})["data"][0])
+
+    return routes
