@@ -42,13 +42,13 @@ def settle(
     if tokens.total_tokens:
         metrics.tokens.labels(model, tenant, "input").inc(tokens.prompt_tokens)
         metrics.tokens.labels(model, tenant, "output").inc(tokens.completion_tokens)
-    call.log_fields |= {
-        "outcome": outcome,
-        "prompt_tokens": tokens.prompt_tokens,
-        "completion_tokens": tokens.completion_tokens,
-        "upstream": spent.upstream,
-        "retries": spent.retries,
-    }
+    call.log_fields.update(
+        outcome=outcome,
+        prompt_tokens=tokens.prompt_tokens,
+        completion_tokens=tokens.completion_tokens,
+        upstream=spent.upstream,
+        retries=spent.retries,
+    )
 
 
 def _outcome_of(error: BaseException | None) -> str:

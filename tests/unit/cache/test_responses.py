@@ -1,0 +1,51 @@
+"""The response cache: what makes two requests the same, and whose they are."""
+
+import re
+
+from services.cache.connection import Connection
+from services.cache.quotas import Quotas
+from services.cache.responses import Responses, answer_key
+from services.cache.windows import Limits
+
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
+
+
+def test_the_same_request_has_the_same_key_whatever_its_order() -> None:
+    assert answer_key("salt", "chat", BODY) == answer_key("salt", "chat", dict(reversed(BODY.items())))
+
+
+def test_streaming_does_not_change_the_key() -> None:
+    streamed = {**BODY, "stream": True, "stream_options": {"include_usage": True}}
+    assert answer_key("salt", "chat", BODY) == answer_key("salt", "chat", streamed)
+
+
+def test_anything_that_changes_the_answer_changes_the_key() -> None:
+    others = [{**BODY, "model": "n"}, {**BODY, "temperature": 0.1}, {**BODY, "seed": 1}, {**BODY, "x_unknown": 1}]
+    keys = {answer_key("salt", "chat", body) for body in [BODY, *others]}
+    assert len(keys) == len(others) + 1
+
+
+def test_another_tenant_has_another_key() -> None:
+    assert answer_key("salt-a", "chat", BODY) != answer_key("salt-b", "chat", BODY)
+
+
+def test_the_key_shows_nothing_of_the_prompt() -> None:
+    key = answer_key("salt", "chat", {**BODY, "user": "someone"})
+    assert re.fullmatch(r"forebay:answer:[0-9a-f]{64}", key)
+
+
+def test_a_kept_answer_is_found(connection: Connection) -> None:
+    Responses(connection, ttl=60, max_bytes=100).keep("kept", b"answer")
+    assert Quotas(connection).reserve("key:1", Limits(1000, 1000), 0, "kept")[1] == b"answer"
+
+
+def test_an_answer_over_the_size_is_not_kept(connection: Connection) -> None:
+    Responses(connection, ttl=60, max_bytes=3).keep("large", b"answer")
+    assert Quotas(connection).reserve("key:1", Limits(1000, 1000), 0, "large")[1] is None
+
+
+def test_a_ttl_of_zero_turns_the_cache_off(connection: Connection) -> None:
+    responses = Responses(connection, ttl=0, max_bytes=100)
+    responses.keep("off", b"answer")
+    assert not responses.enabled
+    assert Quotas(connection).reserve("key:1", Limits(1000, 1000), 0, "off")[1] is None
