@@ -1,0 +1,60 @@
+"""The command line. Settings are environment variables (docs/settings.md), so the commands take few options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from forebay import __version__
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands; each one's function stands in `run`."""
+    top = argparse.ArgumentParser(
+        prog="forebay",
+        description="An authenticated OpenAI-compatible endpoint on a local model.",
+        epilog="Settings are environment variables FOREBAY_…; docs/settings.md lists them.",
+    )
+    top.add_argument("--version", action="version", version=f"forebay {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    up = commands.add_parser("up", help="start the whole stack here, until Ctrl-C", description=_up.__doc__)
+    up.set_defaults(run=_up)
+
+    status = commands.add_parser("status", help="list the processes of the stack", description=_status.__doc__)
+    status.add_argument("--json", action="store_true", help="as JSON, for programs")
+    status.set_defaults(run=_status)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns its exit status."""
+    options = parser().parse_args(arguments)
+    run: Command = options.run
+    return run(options)
+
+
+# The commands import what they need when they run: `--help` answers at once, and `status` loads no database driver.
+
+
+def _up(_options: argparse.Namespace) -> int:
+    """Start cache, inference pods and gateways on this machine and keep them running until Ctrl-C."""
+    from forebay.up import up  # noqa: PLC0415
+
+    return up(dict(os.environ))
+
+
+def _status(options: argparse.Namespace) -> int:
+    """List every process of the stack that runs under FOREBAY_HOME. Exit status 3 when none runs."""
+    from forebay.checks import Refused  # noqa: PLC0415
+    from forebay.status import status  # noqa: PLC0415
+
+    try:
+        return status(as_json=options.json)
+    except Refused as refused:
+        print(f"forebay: {refused}", file=sys.stderr)
+        return 1
