@@ -22,7 +22,8 @@ _CREATE_LOCK = 0x666F7265
 
 
 def open_accounts(url: str, *, pool_size: int, key_secret: str, hasher: PasswordHasher | None = None) -> Accounts:
-    """The accounts at a SQLAlchemy URL, with the tables that are missing made, whichever process comes first.
+    """The accounts at a SQLAlchemy URL, of PostgreSQL or a SQLite file; makes the tables that are missing, whichever
+    process comes first.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database can't be reached or written.

@@ -1,0 +1,247 @@
+"""What the accounts keep, what they never keep, and that several processes may open them at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import subprocess
+import sys
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+from argon2 import PasswordHasher, extract_parameters
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
+
+from services.common.errors import Conflict, InvalidRequest, NotFound
+from services.common.settings import GatewaySettings
+from services.gateway.accounts import Accounts, open_accounts
+from services.gateway.accounts.credentials import KEY, key_prefix, mint_key
+from tests.unit.gateway.conftest import KEY_SECRET, PASSWORD, CountingHasher
+
+
+def everything_on_disk(database: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in database.parent.iterdir())
+
+
+def test_a_key_is_found_by_its_plain_text(accounts: Accounts) -> None:
+    key, plain = accounts.create_key("demo", "ci")
+    found = accounts.find_key(plain)
+    assert found is not None
+    assert (found.id, found.name, found.tenant.name) == (key.id, "ci", "demo")
+
+
+def test_a_key_has_a_public_prefix_and_32_random_bytes(accounts: Accounts) -> None:
+    _, plain = accounts.create_key("demo", "ci")
+    assert KEY.fullmatch(plain)
+    assert len(plain.split("-", 2)[2]) == 43  # 32 bytes in base64
+
+
+def test_no_key_is_in_the_database_file(accounts: Accounts, database: Path) -> None:
+    _, plain = accounts.create_key("demo", "ci")
+    content = everything_on_disk(database)
+    assert key_prefix(plain).encode() in content
+    assert plain.split("-", 2)[2].encode() not in content
+
+
+def test_no_password_is_in_the_database_file(accounts: Accounts, database: Path) -> None:
+    accounts.create_user("demo", "ada", PASSWORD)
+    content = everything_on_disk(database)
+    assert b"$argon2id$" in content
+    assert PASSWORD.encode() not in content
+
+
+def test_a_key_with_the_right_prefix_and_a_wrong_secret_is_not_found(accounts: Accounts) -> None:
+    _, plain = accounts.create_key("demo", "ci")
+    wrong = plain[:12] + mint_key()[12:]
+    assert key_prefix(wrong) == key_prefix(plain)
+    assert accounts.find_key(wrong) is None
+
+
+def test_two_keys_that_share_a_prefix_are_told_apart(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    twins = [mint_key()[:12] + mint_key()[12:] for _ in range(2)]
+    twins[1] = twins[0][:12] + twins[1][12:]
+    monkeypatch.setattr("services.gateway.accounts.store.mint_key", twins.pop)
+    made = [accounts.create_key("demo", name) for name in ("one", "two")]
+    assert [accounts.find_key(plain).name for _, plain in made] == ["one", "two"]
+
+
+def test_another_key_secret_makes_every_key_unknown(accounts: Accounts, settings: GatewaySettings) -> None:
+    _, plain = accounts.create_key("demo", "ci")
+    other = open_accounts(settings.database_url, pool_size=1, key_secret="x" * 40, hasher=CountingHasher())
+    assert other.find_key(plain) is None
+    other.close()
+
+
+@given(st.text())
+def test_no_text_but_a_key_has_a_prefix(words: str) -> None:
+    assert (key_prefix(words) is None) == (KEY.fullmatch(words) is None)
+
+
+def test_a_revoked_key_stays_revoked_since_the_first_time(accounts: Accounts) -> None:
+    key, _ = accounts.create_key("demo", "ci")
+    first = accounts.revoke_key(key.id).revoked_at
+    assert first is not None
+    assert accounts.revoke_key(key.id).revoked_at == first
+
+
+def test_a_key_of_another_tenant_can_not_be_revoked(accounts: Accounts) -> None:
+    key, _ = accounts.create_key("demo", "ci")
+    with pytest.raises(NotFound):
+        accounts.revoke_key(key.id, tenant="platform")
+
+
+@pytest.mark.parametrize("identity", ["", "x", "0" * 28, "\0" * 28, "é" * 28])
+def test_an_id_that_nobody_has_is_not_found(accounts: Accounts, identity: str) -> None:
+    assert accounts.user(identity) is None
+    with pytest.raises(NotFound):
+        accounts.revoke_key(identity)
+
+
+def test_a_tenant_name_is_given_once(accounts: Accounts) -> None:
+    with pytest.raises(Conflict):
+        accounts.create_tenant("demo")
+
+
+@pytest.mark.parametrize("name", ["", "Demo", "-a", "a-", "a b", "é", "a" * 64, "a\n", "other"])
+def test_a_tenant_name_is_fit_to_label_metrics(accounts: Accounts, name: str) -> None:
+    with pytest.raises(InvalidRequest):
+        accounts.create_tenant(name)
+
+
+def test_a_user_name_is_given_once_over_all_tenants(accounts: Accounts) -> None:
+    accounts.create_user("demo", "ada", PASSWORD)
+    with pytest.raises(Conflict):
+        accounts.create_user("platform", "ada", PASSWORD)
+
+
+def test_a_user_needs_a_tenant_that_exists(accounts: Accounts) -> None:
+    with pytest.raises(NotFound):
+        accounts.create_user("nowhere", "ada", PASSWORD)
+
+
+def test_the_right_password_gives_the_user(accounts: Accounts) -> None:
+    made = accounts.create_user("demo", "ada", PASSWORD)
+    found = accounts.verify_user("ada", PASSWORD)
+    assert found is not None
+    assert found.id == made.id
+
+
+def test_a_wrong_password_and_a_disabled_user_give_nobody(accounts: Accounts) -> None:
+    user = accounts.create_user("demo", "ada", PASSWORD)
+    assert accounts.verify_user("ada", "wrong") is None
+    accounts.update_user(user.id, disabled=True)
+    assert accounts.verify_user("ada", PASSWORD) is None
+
+
+@pytest.mark.parametrize("username", ["nobody", "NOT A NAME", "\0"])
+def test_an_unknown_user_costs_as_much_as_a_wrong_password(
+    accounts: Accounts, hasher: CountingHasher, username: str
+) -> None:
+    accounts.create_user("demo", "ada", PASSWORD)
+    accounts.verify_user("ada", "wrong")
+    accounts.verify_user(username, "wrong")
+    known, unknown = hasher.compared
+    assert extract_parameters(unknown) == extract_parameters(known)
+
+
+def test_a_log_in_renews_a_hash_of_older_parameters(accounts: Accounts, settings: GatewaySettings) -> None:
+    accounts.create_user("demo", "ada", PASSWORD)
+    dearer = PasswordHasher(time_cost=2, memory_cost=8, parallelism=1)
+    later = open_accounts(settings.database_url, pool_size=1, key_secret=KEY_SECRET, hasher=dearer)
+    assert later.verify_user("ada", PASSWORD)
+    assert extract_parameters(later.find_user("ada").password_hash).time_cost == 2
+    assert later.verify_user("ada", PASSWORD)
+    later.close()
+
+
+def test_of_two_that_revoke_a_token_one_is_first(accounts: Accounts) -> None:
+    expires = int(time.time()) + 60
+    assert accounts.revoke_token("token", expires) is True
+    assert accounts.revoke_token("token", expires) is False
+    assert accounts.is_revoked("token")
+
+
+def test_revocations_of_expired_tokens_are_swept_away(accounts: Accounts) -> None:
+    accounts.revoke_token("old", int(time.time()) - 1)
+    accounts.revoke_token("new", int(time.time()) + 60)
+    assert not accounts.is_revoked("old")
+    assert accounts.is_revoked("new")
+
+
+def test_a_list_is_paged_in_the_order_of_creation(accounts: Accounts) -> None:
+    made = [accounts.create_key("demo", f"key {number}")[0].id for number in range(5)]
+    first = accounts.keys(limit=3)
+    second = accounts.keys(limit=3, after=first[-1].id)
+    assert [key.id for key in (*first, *second)] == made
+
+
+def test_the_cache_salt_is_the_tenants_own(accounts: Accounts) -> None:
+    demo, platform = accounts.tenant("demo"), accounts.tenant("platform")
+    assert accounts.cache_salt(demo) == accounts.cache_salt(accounts.tenant("demo"))
+    assert accounts.cache_salt(demo) != accounts.cache_salt(platform)
+
+
+def test_sqlite_runs_in_wal_mode_with_foreign_keys(accounts: Accounts, database: Path) -> None:
+    with accounts._sessions() as session:
+        assert session.scalar(text("PRAGMA foreign_keys")) == 1
+        assert session.scalar(text("PRAGMA busy_timeout")) == 5000
+        assert session.scalar(text("PRAGMA journal_mode")) == "wal"
+
+
+def test_the_database_is_its_owners_alone(accounts: Accounts, database: Path) -> None:
+    modes = {file.stat().st_mode & 0o777 for file in (database, *database.parent.glob("*.db-*"))}
+    assert modes == {0o600}
+    assert database.parent.stat().st_mode & 0o777 == 0o700
+
+
+def _open_and_write(url: str, barrier: Barrier, number: int) -> None:
+    barrier.wait()
+    accounts = open_accounts(url, pool_size=2, key_secret=KEY_SECRET, hasher=CountingHasher())
+    accounts.create_tenant(f"tenant-{number}")
+    accounts.close()
+
+
+def test_several_processes_may_create_the_tables_at_once(database: Path) -> None:
+    url = f"sqlite:///{database}"
+    spawn = multiprocessing.get_context("spawn")
+    barrier = spawn.Barrier(6)
+    processes = [spawn.Process(target=_open_and_write, args=(url, barrier, number)) for number in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 6
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM tenants")) == 6
+    engine.dispose()
+
+
+UNDER_GEVENT = """
+from gevent import monkey; monkey.patch_all()
+import sys
+import gevent
+from argon2 import PasswordHasher
+from services.gateway.accounts import open_accounts
+
+slow = PasswordHasher(time_cost=20, memory_cost=19456, parallelism=1)
+accounts = open_accounts(sys.argv[1], pool_size=1, key_secret="k" * 40, hasher=slow)
+turns = 0
+def turn():
+    global turns
+    while True:
+        turns += 1
+        gevent.sleep(0.001)
+gevent.spawn(turn)
+assert accounts.verify_user("nobody", "wrong") is None
+print(turns)
+"""
+
+
+def test_under_gevent_other_greenlets_run_while_a_password_is_checked(settings: GatewaySettings) -> None:
+    command = [sys.executable, "-c", UNDER_GEVENT, settings.database_url]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 5

@@ -1,0 +1,344 @@
+"""The admin API: who may use it, on which tenants, what it shows and what it never shows."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from services.gateway.accounts import Accounts
+from tests.unit.gateway.conftest import PASSWORD
+
+Headers = dict[str, str]
+
+
+def bearer(credential: str) -> Headers:
+    return {"Authorization": f"Bearer {credential}"}
+
+
+def log_in(client: FlaskClient, username: str, password: str = PASSWORD) -> Headers:
+    answer = client.post("/login", json={"username": username, "password": password})
+    return bearer(answer.get_json()["access_token"])
+
+
+def admin_routes(app: Flask) -> list[tuple[str, str]]:
+    """Every method and path under `/admin`, with an id where the path has one."""
+    return [
+        (method, rule.rule.replace("<identity>", "0" * 28))
+        for rule in app.url_map.iter_rules()
+        if rule.rule.startswith("/admin")
+        for method in sorted((rule.methods or set()) - {"OPTIONS", "HEAD"})
+    ]
+
+
+# Who
+
+
+def test_every_route_needs_a_credential(app: Flask, client: FlaskClient) -> None:
+    routes = admin_routes(app)
+    assert len(routes) == 8
+    for method, path in routes:
+        assert client.open(path, method=method, json={}).status_code == 401, (method, path)
+
+
+def test_every_route_is_forbidden_without_the_scope(app: Flask, client: FlaskClient, accounts: Accounts) -> None:
+    _, plain = accounts.create_key("platform", "plain")
+    accounts.create_user("platform", "ada", PASSWORD)
+    for headers in (bearer(plain), log_in(client, "ada")):
+        for method, path in admin_routes(app):
+            answer = client.open(path, method=method, json={}, headers=headers)
+            assert (answer.status_code, answer.get_json()["error"]["code"]) == (403, "forbidden"), (method, path)
+
+
+def test_an_admin_user_may_come_with_a_token(client: FlaskClient, accounts: Accounts) -> None:
+    accounts.create_user("platform", "root", PASSWORD, "admin")
+    assert client.get("/admin/tenants", headers=log_in(client, "root")).status_code == 200
+
+
+# Tenants
+
+
+def test_a_tenant_is_created_and_listed(client: FlaskClient, operator: Headers) -> None:
+    made = client.post("/admin/tenants", json={"name": "research"}, headers=operator)
+    assert made.status_code == 201
+    assert made.get_json() in client.get("/admin/tenants", headers=operator).get_json()["data"]
+
+
+def test_a_second_tenant_of_the_name_is_a_conflict(client: FlaskClient, operator: Headers) -> None:
+    answer = client.post("/admin/tenants", json={"name": "demo"}, headers=operator)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (409, "conflict")
+
+
+# Users
+
+
+def test_a_created_user_can_log_in_with_the_password_that_is_shown_once(client: FlaskClient, operator: Headers) -> None:
+    made = client.post("/admin/users", json={"tenant": "demo", "username": "ada"}, headers=operator)
+    assert made.status_code == 201
+    assert made.headers["Cache-Control"] == "no-store"
+    assert log_in(client, "ada", made.get_json()["password"])
+
+
+def test_a_password_that_was_given_is_not_shown(client: FlaskClient, operator: Headers) -> None:
+    body = {"tenant": "demo", "username": "ada", "password": PASSWORD}
+    assert PASSWORD not in client.post("/admin/users", json=body, headers=operator).text
+
+
+def test_a_user_name_that_is_taken_is_a_conflict(client: FlaskClient, operator: Headers, accounts: Accounts) -> None:
+    accounts.create_user("platform", "ada", PASSWORD)
+    answer = client.post("/admin/users", json={"tenant": "demo", "username": "ada"}, headers=operator)
+    assert answer.status_code == 409
+
+
+def test_a_disabled_user_is_out_at_once_and_an_enabled_one_may_log_in(
+    client: FlaskClient, operator: Headers, accounts: Accounts
+) -> None:
+    path = f"/admin/users/{accounts.create_user('demo', 'ada', PASSWORD).id}"
+    ada = log_in(client, "ada")
+    assert client.get("/whoami", headers=ada).status_code == 200
+    assert client.patch(path, json={"disabled": True}, headers=operator).get_json()["disabled"] is True
+    assert client.get("/whoami", headers=ada).status_code == 401
+    client.patch(path, json={"disabled": False}, headers=operator)
+    assert client.get("/whoami", headers=log_in(client, "ada")).status_code == 200
+
+
+def test_a_reset_password_is_the_only_one_that_works(
+    client: FlaskClient, operator: Headers, accounts: Accounts
+) -> None:
+    user = accounts.create_user("demo", "ada", PASSWORD)
+    client.patch(f"/admin/users/{user.id}", json={"password": "a new password"}, headers=operator)
+    assert accounts.verify_user("ada", PASSWORD) is None
+    assert accounts.verify_user("ada", "a new password") is not None
+
+
+def test_an_admin_can_not_disable_itself(client: FlaskClient, accounts: Accounts) -> None:
+    user = accounts.create_user("platform", "root", PASSWORD, "admin")
+    answer = client.patch(f"/admin/users/{user.id}", json={"disabled": True}, headers=log_in(client, "root"))
+    assert answer.status_code == 409
+
+
+# Keys
+
+
+def test_a_created_key_works_and_is_shown_once(client: FlaskClient, operator: Headers) -> None:
+    body = {"tenant": "demo", "name": "ci", "requests_per_minute": 7, "tokens_per_minute": 70}
+    made = client.post("/admin/keys", json=body, headers=operator)
+    assert made.status_code == 201
+    assert made.headers["Cache-Control"] == "no-store"
+    plain = made.get_json()["key"]
+    principal = client.get("/whoami", headers=bearer(plain)).get_json()
+    assert (principal["tenant"], principal["requests_per_minute"], principal["tokens_per_minute"]) == ("demo", 7, 70)
+    assert plain not in client.get("/admin/keys", headers=operator).text
+
+
+def test_a_key_may_be_an_admins(client: FlaskClient, operator: Headers) -> None:
+    body = {"name": "automation", "scopes": ["inference", "admin"]}
+    plain = client.post("/admin/keys", json=body, headers=operator).get_json()["key"]
+    assert client.get("/admin/tenants", headers=bearer(plain)).status_code == 200
+
+
+def test_a_revoked_key_is_refused_at_once_and_still_listed(client: FlaskClient, operator: Headers) -> None:
+    made = client.post("/admin/keys", json={"tenant": "demo", "name": "ci"}, headers=operator).get_json()
+    assert client.get("/whoami", headers=bearer(made["key"])).status_code == 200
+    revoked = client.delete(f"/admin/keys/{made['id']}", headers=operator)
+    assert revoked.get_json()["revoked_at"] >= made["created_at"]
+    assert client.get("/whoami", headers=bearer(made["key"])).status_code == 401
+    assert revoked.get_json() in client.get("/admin/keys?tenant=demo", headers=operator).get_json()["data"]
+
+
+def test_lists_show_no_hash_and_no_password(client: FlaskClient, operator: Headers, accounts: Accounts) -> None:
+    key, _ = accounts.create_key("demo", "ci")
+    user = accounts.create_user("demo", "ada", PASSWORD)
+    shown = "".join(client.get(f"/admin/{kind}", headers=operator).text for kind in ("keys", "users"))
+    assert key.id in shown
+    assert user.id in shown
+    assert key.hash not in shown
+    assert user.password_hash not in shown
+
+
+# Lists
+
+
+def test_lists_are_paged_by_limit_and_after(client: FlaskClient, operator: Headers, accounts: Accounts) -> None:
+    made = [accounts.create_key("demo", f"key {number}")[0].id for number in range(5)]
+    seen: list[str] = []
+    more, after = True, ""
+    while more:
+        page = client.get(f"/admin/keys?tenant=demo&limit=2{after}", headers=operator).get_json()
+        assert page["object"] == "list"
+        assert len(page["data"]) <= 2
+        seen += [row["id"] for row in page["data"]]
+        more, after = page["has_more"], f"&after={seen[-1]}"
+    assert seen == made
+
+
+@pytest.mark.parametrize("kind", ["users", "keys"])
+def test_a_list_is_confined_to_the_tenant_that_is_asked_for(
+    client: FlaskClient, operator: Headers, accounts: Accounts, kind: str
+) -> None:
+    accounts.create_user("demo", "ada", PASSWORD)
+    accounts.create_user("platform", "bob", PASSWORD)
+    accounts.create_key("demo", "ci")
+    rows = client.get(f"/admin/{kind}?tenant=demo", headers=operator).get_json()["data"]
+    assert [row["tenant"] for row in rows] == ["demo"]
+    assert len(client.get(f"/admin/{kind}", headers=operator).get_json()["data"]) == 2
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "field"),
+    [
+        ("POST", "tenants", {}, "name"),
+        ("POST", "tenants", {"name": "Not A Slug"}, "name"),
+        ("POST", "tenants", {"name": "fine", "colour": "red"}, "colour"),
+        ("POST", "users", {"username": "Not A Name"}, "username"),
+        ("POST", "users", {"username": "ada", "password": "short"}, "password"),
+        ("POST", "users", {"username": "ada", "role": "owner"}, "role"),
+        ("PATCH", "users/" + "0" * 28, {"disabled": "yes"}, "disabled"),
+        ("PATCH", "users/" + "0" * 28, {}, None),
+        ("POST", "keys", {}, "name"),
+        ("POST", "keys", {"name": "line\nbreak"}, "name"),
+        ("POST", "keys", {"name": "trailing line break\n"}, "name"),
+        ("POST", "keys", {"name": "ci", "scopes": ["root"]}, "scopes.0"),
+        ("POST", "keys", {"name": "ci", "scopes": []}, "scopes"),
+        ("POST", "keys", {"name": "ci", "scopes": ["admin"]}, "scopes"),
+        ("POST", "keys", {"name": "ci", "requests_per_minute": 0}, "requests_per_minute"),
+        ("POST", "keys", {"name": "ci", "tokens_per_minute": "5"}, "tokens_per_minute"),
+        ("POST", "keys", {"name": "ci", "request_per_minute": 5}, "request_per_minute"),
+        ("POST", "keys", {"name": "ci", "expires_at": 1}, "expires_at"),
+        ("POST", "keys", {"name": "ci", "expires_at": 10**30}, "expires_at"),
+        ("GET", "keys?limit=0", None, "limit"),
+        ("GET", "keys?limit=101", None, "limit"),
+        ("GET", "keys?limit=many", None, "limit"),
+        ("GET", "keys?after=%00", None, "after"),
+        ("GET", "keys?tenants=demo", None, "tenants"),
+    ],
+)
+def test_a_bad_value_is_400_and_names_the_field(
+    client: FlaskClient, operator: Headers, method: str, path: str, body: Any, field: str | None
+) -> None:
+    answer = client.open(f"/admin/{path}", method=method, json=body, headers=operator)
+    assert answer.status_code == 400, answer.text
+    assert answer.get_json()["error"]["param"] == field
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PATCH", "users/" + "0" * 28, {"disabled": True}),
+        ("PATCH", "users/%00", {"disabled": True}),
+        ("DELETE", "keys/" + "0" * 28, None),
+        ("POST", "users", {"tenant": "nowhere", "username": "ada"}),
+        ("POST", "keys", {"tenant": "nowhere", "name": "ci"}),
+        ("POST", "keys", {"tenant": "\0", "name": "ci"}),
+        ("GET", "keys?tenant=nowhere", None),
+        ("GET", "users?tenant=nowhere", None),
+    ],
+)
+def test_what_does_not_exist_is_404(client: FlaskClient, operator: Headers, method: str, path: str, body: Any) -> None:
+    answer = client.open(f"/admin/{path}", method=method, json=body, headers=operator)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (404, "not_found")
+
+
+def test_a_key_that_expires_holds_until_then(client: FlaskClient, operator: Headers) -> None:
+    expires = int(time.time()) + 60
+    made = client.post("/admin/keys", json={"name": "ci", "expires_at": expires}, headers=operator).get_json()
+    assert made["expires_at"] == expires
+    assert client.get("/whoami", headers=bearer(made["key"])).status_code == 200
+
+
+# Across tenants
+
+
+def test_a_tenants_admin_sees_its_own_tenant_alone(
+    client: FlaskClient, accounts: Accounts, operator: Headers, demo_admin: Headers
+) -> None:
+    accounts.create_user("platform", "root", PASSWORD, "admin")
+    accounts.create_user("demo", "ada", PASSWORD)
+    for kind in ("tenants", "users", "keys"):
+        rows = client.get(f"/admin/{kind}", headers=demo_admin).get_json()["data"]
+        assert [row.get("tenant", row.get("name")) for row in rows] == ["demo"]
+
+
+@pytest.mark.parametrize("kind", ["tenants", "users", "keys"])
+@pytest.mark.parametrize("other", ["platform", "nowhere"])
+def test_a_tenants_admin_can_not_ask_for_another_nor_learn_whether_it_exists(
+    client: FlaskClient, demo_admin: Headers, kind: str, other: str
+) -> None:
+    answer = client.get(f"/admin/{kind}?tenant={other}", headers=demo_admin)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (403, "forbidden")
+
+
+def test_a_tenants_admin_makes_users_and_keys_in_its_own_tenant(client: FlaskClient, demo_admin: Headers) -> None:
+    user = client.post("/admin/users", json={"username": "ada"}, headers=demo_admin).get_json()
+    key = client.post("/admin/keys", json={"name": "ci"}, headers=demo_admin).get_json()
+    assert (user["tenant"], key["tenant"]) == ("demo", "demo")
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("tenants", {"name": "mine"}),
+        ("users", {"tenant": "platform", "username": "ada", "role": "admin"}),
+        ("keys", {"tenant": "platform", "name": "ci", "scopes": ["inference", "admin"]}),
+        ("keys", {"name": "ci", "requests_per_minute": 1_000_000}),
+    ],
+)
+def test_a_tenants_admin_can_not_reach_beyond_its_tenant_or_its_limits(
+    client: FlaskClient, demo_admin: Headers, path: str, body: dict[str, Any]
+) -> None:
+    assert client.post(f"/admin/{path}", json=body, headers=demo_admin).status_code == 403
+
+
+def test_ids_of_another_tenant_do_not_exist_for_a_tenants_admin(
+    client: FlaskClient, accounts: Accounts, demo_admin: Headers
+) -> None:
+    key, plain = accounts.create_key("platform", "ci")
+    user = accounts.create_user("platform", "root", PASSWORD, "admin")
+    assert client.delete(f"/admin/keys/{key.id}", headers=demo_admin).status_code == 404
+    assert client.patch(f"/admin/users/{user.id}", json={"disabled": True}, headers=demo_admin).status_code == 404
+    assert accounts.find_key(plain).revoked_at is None
+    assert accounts.verify_user("root", PASSWORD)
+
+
+# The audit log
+
+
+def test_every_change_is_one_line_of_the_audit_log_without_secrets(
+    client: FlaskClient, operator: Headers, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    tenant = client.post("/admin/tenants", json={"name": "lab"}, headers=operator).get_json()
+    user = client.post("/admin/users", json={"tenant": "lab", "username": "ada"}, headers=operator).get_json()
+    client.patch(f"/admin/users/{user['id']}", json={"disabled": True, "password": PASSWORD}, headers=operator)
+    key = client.post("/admin/keys", json={"tenant": "lab", "name": "ci"}, headers=operator).get_json()
+    client.delete(f"/admin/keys/{key['id']}", headers=operator)
+    lines = [vars(record) for record in caplog.records if record.name == "forebay.audit"]
+    actor = client.get("/whoami", headers=operator).get_json()["subject"]
+    assert {(line["actor"], line["tenant"]) for line in lines} == {(actor, "lab")}
+    assert [(line["action"], line["target"]) for line in lines] == [
+        ("tenant.create", tenant["id"]),
+        ("user.create", user["id"]),
+        ("user.disable", user["id"]),
+        ("user.reset_password", user["id"]),
+        ("key.create", key["id"]),
+        ("key.revoke", key["id"]),
+    ]
+    logged = json.dumps([vars(record) for record in caplog.records], default=str)
+    for secret in (user["password"], PASSWORD, key["key"], operator["Authorization"]):
+        assert secret not in logged
+
+
+def test_what_was_refused_is_no_line_of_the_audit_log(
+    client: FlaskClient, demo_admin: Headers, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    client.post("/admin/tenants", json={"name": "mine"}, headers=demo_admin)
+    assert not [record for record in caplog.records if record.name == "forebay.audit"]

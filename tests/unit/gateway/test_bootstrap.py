@@ -1,0 +1,148 @@
+"""The first start, the second, and what happens when the key file is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from services.common.settings import GatewaySettings
+from services.gateway.accounts import Accounts, open_accounts
+from services.gateway.bootstrap import bootstrap, main
+from tests.unit.gateway.conftest import JWT_SECRET, KEY_SECRET, CountingHasher
+
+
+@pytest.fixture(autouse=True)
+def cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.gateway.accounts.database.password_hasher", CountingHasher)
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "demo.key"
+
+
+@contextmanager
+def opened(settings: GatewaySettings) -> Iterator[Accounts]:
+    accounts = open_accounts(settings.database_url, pool_size=1, key_secret=KEY_SECRET, hasher=CountingHasher())
+    yield accounts
+    accounts.close()
+
+
+def test_the_first_start_makes_an_admin_of_the_platform(settings: GatewaySettings, key_file: Path) -> None:
+    made = bootstrap(settings, key_file)
+    assert made.admin_password is not None
+    with opened(settings) as accounts:
+        admin = accounts.verify_user(made.admin_username, made.admin_password)
+    assert admin is not None
+    assert (admin.username, admin.tenant.name, admin.role) == ("admin", "platform", "admin")
+
+
+def test_the_first_start_makes_a_demo_key_in_a_file_of_its_owner_alone(
+    settings: GatewaySettings, key_file: Path
+) -> None:
+    made = bootstrap(settings, key_file)
+    assert key_file.read_text().strip() == made.demo_key
+    assert key_file.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in key_file.parent.iterdir()] == ["demo.key"]
+    with opened(settings) as accounts:
+        key = accounts.find_key(made.demo_key)
+    assert (key.tenant.name, key.scopes) == ("demo", {"inference"})
+
+
+def test_two_installations_have_different_passwords(settings: GatewaySettings, key_file: Path, tmp_path: Path) -> None:
+    other = settings.model_copy(update={"database_url": f"sqlite:///{tmp_path}/other.db"})
+    assert bootstrap(settings, key_file).admin_password != bootstrap(other, tmp_path / "o.key").admin_password
+
+
+def test_the_second_start_changes_nothing_and_shows_no_password(settings: GatewaySettings, key_file: Path) -> None:
+    first = bootstrap(settings, key_file)
+    second = bootstrap(settings, key_file)
+    assert second.admin_password is None
+    assert second.demo_key == first.demo_key
+    with opened(settings) as accounts:
+        assert len(accounts.keys()) == 1
+        assert accounts.verify_user("admin", first.admin_password)
+
+
+@pytest.mark.parametrize("content", [None, "", "nonsense", "fb-aaaaaaaa-" + "A" * 43])
+def test_a_key_file_that_is_lost_gets_a_new_key_and_the_old_is_revoked(
+    settings: GatewaySettings, key_file: Path, content: str | None
+) -> None:
+    first = bootstrap(settings, key_file)
+    key_file.unlink() if content is None else key_file.write_text(content)
+    second = bootstrap(settings, key_file)
+    assert key_file.read_text().strip() == second.demo_key != first.demo_key
+    with opened(settings) as accounts:
+        assert accounts.find_key(first.demo_key).revoked_at is not None
+        assert accounts.find_key(second.demo_key).revoked_at is None
+
+
+def test_a_revoked_demo_key_is_replaced(settings: GatewaySettings, key_file: Path) -> None:
+    first = bootstrap(settings, key_file)
+    with opened(settings) as accounts:
+        accounts.revoke_key(accounts.find_key(first.demo_key).id)
+    assert bootstrap(settings, key_file).demo_key != first.demo_key
+
+
+def test_other_keys_of_the_demo_tenant_are_left_alone(settings: GatewaySettings, key_file: Path) -> None:
+    bootstrap(settings, key_file)
+    with opened(settings) as accounts:
+        _, own = accounts.create_key("demo", "my own")
+    key_file.unlink()
+    bootstrap(settings, key_file)
+    with opened(settings) as accounts:
+        assert accounts.find_key(own).revoked_at is None
+
+
+def test_a_lost_admin_password_can_be_replaced(settings: GatewaySettings, key_file: Path) -> None:
+    first = bootstrap(settings, key_file)
+    second = bootstrap(settings, key_file, reset_admin=True)
+    with opened(settings) as accounts:
+        assert accounts.verify_user("admin", first.admin_password) is None
+        assert accounts.verify_user("admin", second.admin_password)
+
+
+def test_a_key_file_that_others_could_read_is_closed_to_them(settings: GatewaySettings, key_file: Path) -> None:
+    bootstrap(settings, key_file)
+    key_file.chmod(0o644)
+    bootstrap(settings, key_file)
+    assert key_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_command_prints_what_there_is_as_one_line_of_json(settings: GatewaySettings, key_file: Path) -> None:
+    environment = {
+        **os.environ,
+        "FOREBAY_JWT_SECRET": JWT_SECRET,
+        "FOREBAY_KEY_SECRET": KEY_SECRET,
+        "FOREBAY_DATABASE_URL": settings.database_url,
+    }
+    command = [sys.executable, "-m", "services.gateway.bootstrap", "--key-file", str(key_file)]
+    # Three at once, as several replicas would: one makes everything, all agree.
+    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    printed = [json.loads(run.communicate()[0]) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    assert {line["demo_key"] for line in printed} == {key_file.read_text().strip()}
+    passwords = [line["admin_password"] for line in printed if line["admin_password"]]
+    assert len(passwords) == 1
+    with opened(settings) as accounts:
+        assert accounts.verify_user("admin", passwords[0])
+
+
+def test_the_command_says_in_one_sentence_which_settings_are_missing(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FOREBAY_JWT_SECRET", raising=False)
+    monkeypatch.setenv("FOREBAY_KEY_SECRET", "too short")
+    assert main(["--key-file", str(key_file)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "FOREBAY_JWT_SECRET" in said
+    assert "FOREBAY_KEY_SECRET" in said
+    assert "too short" not in said

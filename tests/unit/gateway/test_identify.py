@@ -1,0 +1,357 @@
+"""Who a request is from: keys and tokens that hold, those that don't, and for how long a check is trusted."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from typing import Any
+
+import jwt
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from services.common.errors import Forbidden, NotAuthenticated, TokenExpired
+from services.common.settings import GatewaySettings
+from services.gateway import identify
+from services.gateway.accounts import Accounts
+from services.gateway.accounts.credentials import mint_key
+from services.gateway.identify import Identifier, require
+from tests.unit.gateway.conftest import JWT_SECRET, KEY_SECRET, PASSWORD, Clock
+
+
+@pytest.fixture
+def key(accounts: Accounts) -> str:
+    return accounts.create_key("demo", "ci")[1]
+
+
+@pytest.fixture
+def ada(accounts: Accounts, client: FlaskClient) -> dict[str, str]:
+    """Tokens of a plain user of the tenant `demo`."""
+    accounts.create_user("demo", "ada", PASSWORD)
+    return client.post("/login", json={"username": "ada", "password": PASSWORD}).get_json()
+
+
+def reads(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that grows by one with each look for a key in the database."""
+    seen: list[str] = []
+    find = accounts.find_key
+    monkeypatch.setattr(accounts, "find_key", lambda plain: seen.append(plain) or find(plain))
+    return seen
+
+
+# Keys
+
+
+def test_a_key_gives_its_tenant_its_id_and_the_default_limits(
+    identifier: Identifier, accounts: Accounts, key: str
+) -> None:
+    principal = identifier.identify(f"Bearer {key}")
+    assert principal.tenant == "demo"
+    assert principal.subject == f"key:{accounts.find_key(key).id}"
+    assert principal.scopes == {"inference"}
+    assert (principal.requests_per_minute, principal.tokens_per_minute) == (600, 200_000)
+
+
+def test_a_keys_own_limits_come_before_the_defaults(identifier: Identifier, accounts: Accounts) -> None:
+    _, plain = accounts.create_key("demo", "ci", requests_per_minute=7, tokens_per_minute=70)
+    principal = identifier.identify(f"Bearer {plain}")
+    assert (principal.requests_per_minute, principal.tokens_per_minute) == (7, 70)
+
+
+def test_the_cache_salt_is_an_hmac_of_the_tenants_id(identifier: Identifier, accounts: Accounts, key: str) -> None:
+    tenant = accounts.tenant("demo").id
+    expected = hmac.new(KEY_SECRET.encode(), f"cache:{tenant}".encode(), hashlib.sha256).hexdigest()
+    assert identifier.identify(f"Bearer {key}").cache_salt == expected
+
+
+@pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER  {}", "  Bearer {} "])
+def test_the_scheme_is_read_in_any_case_and_spacing(identifier: Identifier, key: str, form: str) -> None:
+    assert identifier.identify(form.format(key)).tenant == "demo"
+
+
+def test_a_missing_header_is_told_what_to_send(identifier: Identifier) -> None:
+    with pytest.raises(NotAuthenticated, match="Authorization: Bearer"):
+        identifier.identify(None)
+
+
+@pytest.mark.parametrize("header", ["Bearer", "Bearer ", "Basic YTpi", "fb-x", "Bearer a b", "Bearer ü", "Bearer \0"])
+def test_a_malformed_header_is_refused_as_such(identifier: Identifier, header: str) -> None:
+    with pytest.raises(NotAuthenticated, match="malformed"):
+        identifier.identify(header)
+
+
+def test_an_unknown_key_is_refused_without_repeating_it(identifier: Identifier) -> None:
+    plain = mint_key()
+    with pytest.raises(NotAuthenticated) as refused:
+        identifier.identify(f"Bearer {plain}")
+    assert plain not in refused.value.message
+    assert plain[3:11] not in refused.value.message
+
+
+def test_an_expired_key_is_told_apart(identifier: Identifier, accounts: Accounts, clock: Clock) -> None:
+    _, plain = accounts.create_key("demo", "ci", expires_at=int(clock()) + 10)
+    clock.advance(11)
+    with pytest.raises(TokenExpired):
+        identifier.identify(f"Bearer {plain}")
+
+
+def test_a_revoked_key_is_refused(identifier: Identifier, accounts: Accounts, key: str) -> None:
+    accounts.revoke_key(accounts.find_key(key).id)
+    with pytest.raises(NotAuthenticated, match="revoked"):
+        identifier.identify(f"Bearer {key}")
+
+
+# Trust
+
+
+def test_a_checked_key_is_trusted_without_a_look_into_the_database(
+    identifier: Identifier, accounts: Accounts, key: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = reads(accounts, monkeypatch)
+    for _ in range(10):
+        identifier.identify(f"Bearer {key}")
+        clock.advance(0.4)
+    assert len(seen) == 1
+
+
+def test_a_revocation_elsewhere_takes_effect_within_the_ttl(
+    identifier: Identifier, accounts: Accounts, key: str, clock: Clock
+) -> None:
+    identifier.identify(f"Bearer {key}")
+    accounts.revoke_key(accounts.find_key(key).id)
+    clock.advance(4.9)
+    identifier.identify(f"Bearer {key}")
+    clock.advance(0.1)
+    with pytest.raises(NotAuthenticated, match="revoked"):
+        identifier.identify(f"Bearer {key}")
+
+
+def test_trust_is_counted_from_the_check_and_not_from_the_last_use(
+    identifier: Identifier, accounts: Accounts, key: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = reads(accounts, monkeypatch)
+    for _ in range(11):
+        identifier.identify(f"Bearer {key}")
+        clock.advance(1)
+    assert len(seen) == 3
+
+
+def test_a_key_does_not_outlive_its_expiry_by_being_trusted(
+    identifier: Identifier, accounts: Accounts, clock: Clock
+) -> None:
+    _, plain = accounts.create_key("demo", "ci", expires_at=int(clock()) + 2)
+    identifier.identify(f"Bearer {plain}")
+    clock.advance(2)
+    with pytest.raises(TokenExpired):
+        identifier.identify(f"Bearer {plain}")
+
+
+def test_a_clock_that_is_set_back_does_not_lengthen_the_trust(
+    accounts: Accounts, settings: GatewaySettings, key: str
+) -> None:
+    wall, steady = Clock(time.time()), Clock(1000)
+    identifier = Identifier(accounts, settings, clock=wall, monotonic=steady)
+    identifier.identify(f"Bearer {key}")
+    accounts.revoke_key(accounts.find_key(key).id)
+    wall.advance(-3600)
+    steady.advance(5)
+    with pytest.raises(NotAuthenticated):
+        identifier.identify(f"Bearer {key}")
+
+
+def test_failures_are_not_remembered(
+    identifier: Identifier, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    soon = mint_key()
+    with pytest.raises(NotAuthenticated):
+        identifier.identify(f"Bearer {soon}")
+    monkeypatch.setattr("services.gateway.accounts.store.mint_key", lambda: soon)
+    accounts.create_key("demo", "ci")
+    assert identifier.identify(f"Bearer {soon}").tenant == "demo"
+
+
+def test_what_was_read_before_a_revocation_is_not_remembered_after_it(
+    identifier: Identifier, accounts: Accounts, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = accounts.find_key
+
+    def revoked_meanwhile(plain: str) -> Any:
+        found = find(plain)
+        accounts.revoke_key(found.id)
+        identifier.forget()
+        return found
+
+    monkeypatch.setattr(accounts, "find_key", revoked_meanwhile)
+    identifier.identify(f"Bearer {key}")
+    monkeypatch.undo()
+    with pytest.raises(NotAuthenticated):
+        identifier.identify(f"Bearer {key}")
+
+
+def test_memory_is_bounded_and_the_oldest_check_goes_first(
+    identifier: Identifier, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identify, "MAX_TRUSTED", 3)
+    keys = [accounts.create_key("demo", "ci")[1] for _ in range(4)]
+    seen = reads(accounts, monkeypatch)
+    for plain in (*keys, *keys[1:], keys[0]):
+        identifier.identify(f"Bearer {plain}")
+    assert seen == [*keys, keys[0]]
+
+
+def test_no_credential_is_kept_in_memory(identifier: Identifier, key: str) -> None:
+    identifier.identify(f"Bearer {key}")
+    assert key not in repr(vars(identifier))
+    assert hashlib.sha256(key.encode()).digest() not in identifier._trusted
+
+
+# Tokens
+
+
+def test_an_access_token_gives_its_user_the_default_limits(
+    identifier: Identifier, accounts: Accounts, app: Flask, ada: dict[str, str]
+) -> None:
+    with app.app_context():
+        principal = identifier.identify(f"Bearer {ada['access_token']}")
+    assert principal.subject == f"user:{accounts.find_user('ada').id}"
+    assert (principal.tenant, principal.scopes) == ("demo", {"inference"})
+    assert (principal.requests_per_minute, principal.tokens_per_minute) == (600, 200_000)
+
+
+def test_an_access_token_expires_even_while_it_is_trusted(
+    identifier: Identifier, app: Flask, ada: dict[str, str], clock: Clock
+) -> None:
+    clock.advance(897)
+    with app.app_context():
+        identifier.identify(f"Bearer {ada['access_token']}")
+        clock.advance(4)
+        with pytest.raises(TokenExpired):
+            identifier.identify(f"Bearer {ada['access_token']}")
+
+
+def test_a_refresh_token_is_no_access_token(identifier: Identifier, app: Flask, ada: dict[str, str]) -> None:
+    with app.app_context(), pytest.raises(NotAuthenticated, match="access token is needed"):
+        identifier.identify(f"Bearer {ada['refresh_token']}")
+
+
+def test_a_token_of_a_disabled_user_is_refused(
+    identifier: Identifier, accounts: Accounts, app: Flask, ada: dict[str, str]
+) -> None:
+    accounts.update_user(accounts.find_user("ada").id, disabled=True)
+    with app.app_context(), pytest.raises(NotAuthenticated, match="disabled"):
+        identifier.identify(f"Bearer {ada['access_token']}")
+
+
+def test_a_user_that_was_disabled_and_enabled_must_log_in_again(
+    identifier: Identifier, accounts: Accounts, app: Flask, ada: dict[str, str]
+) -> None:
+    user = accounts.find_user("ada").id
+    accounts.update_user(user, disabled=True)
+    accounts.update_user(user, disabled=False)
+    with app.app_context(), pytest.raises(NotAuthenticated, match="revoked"):
+        identifier.identify(f"Bearer {ada['access_token']}")
+
+
+def test_a_new_password_ends_the_tokens_of_the_old(
+    identifier: Identifier, accounts: Accounts, app: Flask, ada: dict[str, str]
+) -> None:
+    accounts.update_user(accounts.find_user("ada").id, password="another password")
+    with app.app_context(), pytest.raises(NotAuthenticated, match="revoked"):
+        identifier.identify(f"Bearer {ada['access_token']}")
+
+
+def signed(changes: dict[str, Any], *, secret: str = JWT_SECRET, algorithm: str = "HS256", of: str) -> str:
+    claims = jwt.decode(of, options={"verify_signature": False})
+    claims = {name: value for name, value in {**claims, **changes}.items() if value is not None}
+    return jwt.encode(claims, secret, algorithm=algorithm)
+
+
+def test_a_token_signed_as_ours_holds(identifier: Identifier, app: Flask, ada: dict[str, str]) -> None:
+    """The forgeries below fail by what was changed in them, and not by how they are made."""
+    with app.app_context():
+        assert identifier.identify(f"Bearer {signed({}, of=ada['access_token'])}").tenant == "demo"
+
+
+FORGERIES: dict[str, Any] = {
+    "another secret": lambda token: signed({}, secret="x" * 40, of=token),
+    "another algorithm with our secret": lambda token: signed({}, secret=JWT_SECRET * 2, algorithm="HS512", of=token),
+    "no algorithm": lambda token: signed({}, secret="", algorithm="none", of=token),
+    "another issuer": lambda token: signed({"iss": "elsewhere"}, of=token),
+    "no issuer": lambda token: signed({"iss": None}, of=token),
+    "no expiry": lambda token: signed({"exp": None}, of=token),
+    "no epoch": lambda token: signed({"epoch": None}, of=token),
+    "no user": lambda token: signed({"sub": None}, of=token),
+    "a user that does not exist": lambda token: signed({"sub": "0" * 28}, of=token),
+    "not yet valid": lambda token: signed({"nbf": int(time.time()) + 60}, of=token),
+    "the signature cut off": lambda token: token.rpartition(".")[0] + ".",
+    "a changed claim": lambda token: forged_claim(token, "role", "admin"),
+    "a header nested too deep": lambda token: encoded(b'{"alg":' + b"[" * 2500) + "." + token.split(".", 1)[1],
+    "a header that is no object": lambda token: encoded(b"[]") + "." + token.split(".", 1)[1],
+    "a header that is no JSON": lambda token: encoded(b"\xff") + "." + token.split(".", 1)[1],
+}
+
+
+def encoded(part: bytes) -> str:
+    return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
+
+
+def forged_claim(token: str, name: str, value: str) -> str:
+    header, _, signature = token.split(".")
+    claims = {**jwt.decode(token, options={"verify_signature": False}), name: value}
+    return f"{header}.{encoded(json.dumps(claims).encode())}.{signature}"
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_forged_token_is_refused(identifier: Identifier, app: Flask, ada: dict[str, str], forgery: str) -> None:
+    token = FORGERIES[forgery](ada["access_token"])
+    with app.app_context(), pytest.raises(NotAuthenticated) as refused:
+        identifier.identify(f"Bearer {token}")
+    assert token not in refused.value.message
+
+
+GARBAGE = st.one_of(
+    st.text(max_size=200),
+    st.text(st.characters(max_codepoint=255), max_size=200).map(lambda text: f"Bearer {text}"),
+    st.text("abz27-_.=+/~", max_size=200).map(lambda text: f"Bearer fb-{text}"),
+    st.lists(st.binary(max_size=60).map(encoded), min_size=3, max_size=3).map(lambda p: "Bearer " + ".".join(p)),
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+    .map(lambda value: encoded(json.dumps(value).encode()))
+    .map(lambda part: f"Bearer {part}.{part}.{part}"),
+)
+
+
+@given(header=GARBAGE)
+@example(header="Bearer " + "a" * 5000)
+@example(header="Bearer " + "." * 2)
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None)
+def test_garbage_is_never_anything_but_not_authenticated(identifier: Identifier, app: Flask, header: str) -> None:
+    with app.app_context(), pytest.raises(NotAuthenticated):
+        identifier.identify(header)
+
+
+@given(header=st.binary(max_size=200).filter(lambda raw: b"\n" not in raw and b"\r" not in raw))
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+def test_garbage_bytes_in_the_header_are_answered_401(client: FlaskClient, header: bytes) -> None:
+    answer = client.get("/whoami", environ_overrides={"HTTP_AUTHORIZATION": header.decode("latin-1")})
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.get_json()["error"]["code"] == "invalid_api_key"
+
+
+# Scopes
+
+
+def test_who_has_the_scope_passes_and_who_has_not_is_forbidden(identifier: Identifier, key: str) -> None:
+    principal = identifier.identify(f"Bearer {key}")
+    require(principal, "inference")
+    with pytest.raises(Forbidden, match="admin"):
+        require(principal, "admin")
