@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from services.common.settings import ALL, PREFIX, CommonSettings, is_secret
+from services.inference.catalogue import parse_catalogue
+from services.inference.engine.source import BUNDLED
 
 MEMORY_OF_A_POD = 700_000_000
 """Bytes a pod takes beside its weights: the interpreter, torch, a small KV cache."""
@@ -52,7 +54,8 @@ def read_settings(kind: type[Settings]) -> Settings:
 
 def _sentence(location: tuple[int | str, ...], message: str) -> str:
     name = PREFIX + str(location[0]).upper() if location else "A setting"
-    return f"{name} is wrong: {message[:1].lower()}{message[1:]}."
+    reason = message.removeprefix("Value error, ")
+    return f"{name} is wrong: {reason[:1].lower()}{reason[1:]}."
 
 
 def known_variables() -> set[str]:
@@ -139,7 +142,7 @@ def check_disk(needed: int, free: int, folder: Path) -> None:
 
 def memory_of(source: str) -> int:
     """Bytes of memory that a pod with this model takes, roughly; 0 where only the loading itself can tell."""
-    if source == "bundled":
+    if source == BUNDLED:
         return BUNDLED_MEMORY
     weights = _weights(source)
     return weights + MEMORY_OF_A_POD if weights else 0
@@ -147,7 +150,7 @@ def memory_of(source: str) -> int:
 
 def disk_of(source: str) -> int:
     """Bytes that preparing this model writes at most; 0 where nothing is written, or nothing is known."""
-    if source == "bundled":
+    if source == BUNDLED:
         return BUNDLED_DISK
     return _weights(source) if source.endswith(".gguf") else 0
 
@@ -177,20 +180,22 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def sources(model: str) -> list[str]:
-    """The sources that FOREBAY_MODEL names: `name=source`, separated by commas."""
-    return [part.split("=", 1)[-1].strip() for part in model.split(",") if part.strip()]
+def catalogue(model: str) -> dict[str, str]:
+    """The sources that FOREBAY_MODEL names, by name; local ones as absolute paths, as the children work elsewhere.
+
+    Raises:
+        Refused: it does not say what to serve.
+    """
+    try:
+        found = parse_catalogue(model)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    return {name: _absolute(source) for name, source in found.items()}
 
 
-def absolute_model(model: str) -> str:
-    """FOREBAY_MODEL with local files and folders as absolute paths, as the children work in another folder."""
-
-    def place(part: str) -> str:
-        name, equals, source = part.rpartition("=")
-        path = Path(source.strip()).expanduser()
-        return f"{name}{equals}{path.resolve()}" if path.exists() and source.strip() != "bundled" else part
-
-    return ",".join(place(part) for part in model.split(",") if part.strip())
+def _absolute(source: str) -> str:
+    path = Path(source).expanduser()
+    return str(path.resolve()) if source != BUNDLED and path.exists() else source
 
 
 def is_set(environment: Mapping[str, str], name: str) -> bool:

@@ -82,11 +82,11 @@ def next_free(host: str, first: int, count: int, taken: set[int]) -> tuple[int, 
     return tuple(found)
 
 
-def environment(base: Mapping[str, str], home: Home, model: str) -> dict[str, str]:
+def environment(base: Mapping[str, str], home: Home, models: Mapping[str, str]) -> dict[str, str]:
     """What all children get: the operator's environment, with paths made absolute and secrets as files."""
     env = dict(base)
     env["FOREBAY_HOME"] = str(home.path)
-    env["FOREBAY_MODEL"] = checks.absolute_model(model)
+    env["FOREBAY_MODEL"] = ",".join(f"{name}={source}" for name, source in models.items())
     for name in ("jwt_secret", "key_secret"):
         variable = f"FOREBAY_{name.upper()}"
         if checks.is_set(env, f"{variable}_FILE"):

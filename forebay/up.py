@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from forebay import __version__, checks, fleet, logs, state
 from forebay.probe import reachable
+from forebay.spawn import describe_exit
 from forebay.supervise import Failure, Spec, StopAsked, Supervisor, describe
 from services.common.settings import FleetSettings, GatewaySettings, InferenceSettings
 from services.gateway.bootstrap import Bootstrapped, bootstrap
@@ -49,7 +50,8 @@ class Stack:
         self._inference = checks.read_settings(InferenceSettings)
         self._home = state.open_home(self._settings.home)
         self._lock = state.lock(self._home)
-        self._env = fleet.environment(environment, self._home, self._inference.model)
+        self._models = checks.catalogue(self._inference.model)
+        self._env = fleet.environment(environment, self._home, self._models)
         # The children's environment is ours too: the first accounts are made in this process.
         os.environ.update(self._env)
         self._gateway = checks.read_settings(GatewaySettings)
@@ -82,18 +84,17 @@ class Stack:
         return code
 
     def _preflight(self) -> None:
-        sources = checks.sources(self._env["FOREBAY_MODEL"])
-        needed = sum(checks.memory_of(source) for source in sources[:1]) * self._settings.pods
+        sources = list(self._models.values())
+        needed = checks.memory_of(sources[0]) * self._settings.pods
         checks.check_memory(needed, checks.free_memory())
-        if not self._home.models.exists():
+        if not any(self._home.models.glob("*/config.json")):
             needed = sum(checks.disk_of(source) for source in sources)
             checks.check_disk(needed, checks.free_disk(self._home.path), self._home.path)
 
     def _start(self) -> Bootstrapped:
         print(f"forebay {__version__}: home {self._home.path}, logs {self._home.logs}", flush=True)
         redis_url = self._start_cache()
-        for source in checks.sources(self._env["FOREBAY_MODEL"]):
-            self._prepare(source)
+        self._prepare()
         host = self._settings.host
         self._start_all(fleet.pods(self._home, self._ports, host, self._env), None)
         accounts = self._make_accounts()
@@ -110,16 +111,15 @@ class Stack:
         self._start_all([fleet.cache(self._home, port, self._env)], CACHE_PATIENCE)
         return f"redis://:{fleet.cache_password(self._home)}@{fleet.CACHE_HOST}:{port}/0"
 
-    def _prepare(self, source: str) -> None:
-        self._say("model", f"preparing {source}")
+    def _prepare(self) -> None:
         result = self._supervisor.run_job(
-            (sys.executable, "-m", "services.inference.prepare", source),
+            (sys.executable, "-m", "services.inference.prepare"),
             self._env,
             lambda line: self._say("model", line),
             cwd=fleet.CODE,
         )
         if result.code != 0:
-            raise Failure(result.last_error or f"The model {source} cannot be prepared (exit code {result.code}).")
+            raise Failure(result.last_error or f"The model cannot be prepared: {describe_exit(result.code)}.")
 
     def _make_accounts(self) -> Bootstrapped:
         try:

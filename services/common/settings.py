@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "FOREBAY_"
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 class SecretFiles(PydanticBaseSettingsSource):
@@ -22,7 +23,7 @@ class SecretFiles(PydanticBaseSettingsSource):
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         path = os.environ.get(f"{PREFIX}{field_name.upper()}_FILE")
-        if path is None or not is_secret(field):
+        if not path or not is_secret(field):
             return None, field_name, False
         return Path(path).read_text().strip(), field_name, False
 
@@ -54,6 +55,13 @@ class CommonSettings(BaseSettings):
     log_file: Path | None = Field(None, description="A rotated file that gets the JSON log too, beside stdout.")
     log_file_max_bytes: int = Field(10_485_760, gt=0, description="Size at which the log file is rotated.")
     log_file_backups: int = Field(5, ge=0, description="Rotated log files that are kept.")
+
+    @field_validator("log_level")
+    @classmethod
+    def _known_level(cls, value: str) -> str:
+        if value.upper() not in LOG_LEVELS:
+            raise ValueError(f"must be one of {', '.join(LOG_LEVELS)}")
+        return value.upper()
 
     @classmethod
     def settings_customise_sources(
@@ -111,7 +119,12 @@ class InferenceSettings(CommonSettings):
     """The inference service's own settings."""
 
     inference_port: int = Field(8000, ge=1, le=65535, description="HTTP port of an inference pod.")
-    inference_threads: int = Field(96, ge=2, description="Requests whose connections one pod holds at the same time.")
+    inference_threads: int | None = Field(
+        None,
+        ge=2,
+        description="Requests whose connections one pod holds at the same time; by default max_batch + max_queue + 16, "
+        "so that a full queue is answered 429 and the probes still get a thread.",
+    )
     model: str = Field(
         "bundled",
         description="What to serve: `bundled` (SmolLM2-135M-Instruct), a hub id, a local folder or a GGUF file; "
