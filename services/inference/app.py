@@ -1,0 +1,43 @@
+"""The Flask application of an inference pod.
+
+Run it with `gunicorn -c services/inference/gunicorn.conf.py 'services.inference.app:create_app()'`: one process, which
+owns the models, and a thread for every request.
+"""
+
+from __future__ import annotations
+
+from flask import Flask, Response, jsonify
+
+from services.common.metrics import EngineMetrics
+from services.common.settings import InferenceSettings
+from services.common.telemetry import configure_logging
+from services.inference import api
+from services.inference.catalogue import parse_catalogue
+from services.inference.models import Models
+from services.web import edge
+
+MAX_BODY_BYTES = 64 << 20
+"""The gateway holds the limit that clients meet; this one only bounds memory, since a long context is megabytes."""
+
+
+def create_app(settings: InferenceSettings | None = None) -> Flask:
+    """The application; begins to load the first model and returns at once.
+
+    Raises:
+        ValueError: a setting is wrong, said in one sentence.
+    """
+    settings = settings or InferenceSettings()
+    configure_logging("inference", settings)
+    catalogue = parse_catalogue(settings.model)
+    app = edge.create_app("inference", max_body_bytes=MAX_BODY_BYTES)
+    models = Models(catalogue, settings, EngineMetrics())
+    app.extensions["forebay.models"] = models  # where the hooks of gunicorn.conf.py find them
+    api.register(app, models, settings)
+
+    @app.get("/readyz")
+    def readyz() -> tuple[Response, int]:
+        body, status = models.status()
+        return jsonify(body), status
+
+    models.start()
+    return app

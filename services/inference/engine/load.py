@@ -1,0 +1,247 @@
+"""A model in memory, ready to generate: device, number format, weights, KV memory, and a proof that it computes right.
+
+Any causal language model that transformers loads and whose attention it lets us replace will do. Rather than keeping a
+list of those, `load` runs two short texts through the model as transformers has it, and packed in one row through the
+runner, and refuses the model when they differ.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from services.common.settings import InferenceSettings
+from services.inference.engine.attention import ATTENTION, LayerShape
+from services.inference.engine.blocks import BlockPool
+from services.inference.engine.run import Runner, UnsupportedModel, layer_shapes
+from services.inference.engine.schedule import Work
+from services.inference.engine.sequence import Sampling, Sequence
+from services.inference.engine.source import SourceError, resolve
+
+BLOCK_SIZE = 16
+USUAL_CONTEXT = 2048
+"""Tokens of a request that the KV memory is sized for, where the model could take more."""
+MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.9}
+"""Part of the free memory that the KV memory may take: a laptop does other things too, a GPU does not."""
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""Relative error of logits up to which two ways of computing them count as the same."""
+
+CHECK_TEXTS = ([7, 3, 11, 5, 2, 13, 1, 4, 9, 6] * 2, [5, 8, 1, 12, 3, 10, 7])
+"""Token ids that every vocabulary has: one text longer than a block, one shorter."""
+
+Phase = Callable[[str], None]
+MakeRoom = Callable[[int], int]
+"""Sees that so many bytes are within the budget of all models, and tells how many more are."""
+
+
+@dataclass
+class Loaded:
+    """A model that is ready to generate."""
+
+    runner: Runner
+    tokenizer: Any
+    pool: BlockPool
+    context_length: int
+    vocabulary: int
+    eos_ids: frozenset[int]
+    defaults: Sampling
+    bytes: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def load(
+    source: str,
+    settings: InferenceSettings,
+    *,
+    phase: Phase = lambda _name: None,
+    make_room: MakeRoom = lambda _bytes: sys.maxsize,
+) -> Loaded:
+    """Brings the model that `source` names into memory.
+
+    Args:
+        phase: told the name of each phase as it begins: `resolve`, `load`, `warm-up`.
+        make_room: asked before memory is taken, with all that the model will have then.
+
+    Returns:
+        The model, with the seconds that each phase took.
+
+    Raises:
+        SourceError: it cannot be had, or does not fit into memory.
+        UnsupportedModel: it does not compute in a packed batch.
+    """
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    seconds: dict[str, float] = {}
+    clock = time.monotonic()
+
+    def timed(name: str) -> None:
+        nonlocal clock
+        seconds[name], clock = time.monotonic() - clock, time.monotonic()
+
+    phase("resolve")
+    folder = resolve(source, settings.home, offline=settings.hub_offline)
+    timed("resolve")
+    phase("load")
+    device = pick_device(settings.device)
+    make_room(weight_bytes(folder, device))
+    model = _load_weights(folder, device)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    timed("load")
+    phase("warm-up")
+    loaded = _warm_up(model, tokenizer, settings, make_room)
+    timed("warm-up")
+    loaded.seconds = seconds
+    return loaded
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on the device now; on CPU within the container's limit (cgroup v2)."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, int(most) - int(used.read_text()))
+    return free
+
+
+def weight_bytes(folder: Path, device: torch.device) -> int:
+    """Bytes that the weights in a folder take in memory: files in half precision double when they become float32."""
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as stream:
+            header = stream.read(min(1 << 16, 8 + int.from_bytes(stream.read(8), "little")))
+        halves = b'"BF16"' in header or b'"F16"' in header
+        total += file.stat().st_size * (2 if halves and device.type == "cpu" else 1)
+    return total
+
+
+def _load_weights(folder: Path, device: torch.device) -> PreTrainedModel:
+    needed, free = weight_bytes(folder, device), free_memory(device)
+    if needed > free:
+        raise SourceError(f"Too little memory: the weights need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.")
+    # On CPU exact: half precision there is emulated on most machines, slower than float32 and less precise.
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map=str(device), use_safetensors=True, trust_remote_code=False
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise SourceError(f"transformers cannot load the model in {folder}: {error}") from error
+    model.requires_grad_(False)
+    return model
+
+
+def _warm_up(model: PreTrainedModel, tokenizer: Any, settings: InferenceSettings, make_room: MakeRoom) -> Loaded:
+    vocabulary = model.config.get_text_config().vocab_size
+    texts = [[token % vocabulary for token in text] for text in CHECK_TEXTS]
+    with torch.inference_mode():
+        device = model.device
+        expected = [model(torch.tensor([text], device=device), use_cache=False).logits[0, -1] for text in texts]
+    try:
+        model.set_attn_implementation(ATTENTION)
+    except ValueError as error:
+        raise UnsupportedModel(
+            f"Models of type '{model.config.model_type}' do not let attention be replaced."
+        ) from error
+    shapes = layer_shapes(model)
+    context = _context_length(model, settings)
+    pool = BlockPool(_pool_blocks(model, shapes, context, settings, make_room), BLOCK_SIZE)
+    runner = Runner(model, shapes, blocks=pool.count, block_size=BLOCK_SIZE)
+    _check(runner, pool, texts, expected, model)
+    generation = model.generation_config
+    eos = generation.eos_token_id if generation is not None else None
+    eos_ids = {eos} if isinstance(eos, int) else set(eos or ())
+    tokenizer.decode(tokenizer("warm").input_ids)
+    return Loaded(
+        runner=runner,
+        tokenizer=tokenizer,
+        pool=pool,
+        context_length=min(context, pool.tokens),
+        vocabulary=vocabulary,
+        eos_ids=frozenset(eos_ids | {tokenizer.eos_token_id} - {None}),
+        defaults=Sampling(
+            temperature=_default(generation, "temperature", 1.0),
+            top_k=_default(generation, "top_k", 0),
+            top_p=_default(generation, "top_p", 1.0),
+        ),
+        bytes=_weights(model) + runner.bytes,
+    )
+
+
+def _weights(model: PreTrainedModel) -> int:
+    """Bytes of the weights, shared ones counted once."""
+    return sum(weight.nbytes for weight in model.parameters())
+
+
+def _default(generation: Any, name: str, fallback: Any) -> Any:
+    """What the model's makers recommend, where they say so."""
+    value = getattr(generation, name, None)
+    return fallback if value is None else value
+
+
+def _context_length(model: PreTrainedModel, settings: InferenceSettings) -> int:
+    config = model.config.get_text_config()
+    limits = [
+        getattr(config, "max_position_embeddings", None),
+        # Beyond a chunk, models that attend in chunks need a mask that the runner does not make.
+        getattr(config, "attention_chunk_size", None),
+        settings.context_length,
+    ]
+    return min((limit for limit in limits if limit), default=USUAL_CONTEXT)
+
+
+def _pool_blocks(
+    model: PreTrainedModel, shapes: list[LayerShape], context: int, settings: InferenceSettings, make_room: MakeRoom
+) -> int:
+    """Enough for a full batch of usual requests, within a share of the free memory and within the models' budget."""
+    if settings.kv_blocks is not None:
+        return settings.kv_blocks
+    block_bytes = (
+        BLOCK_SIZE * model.dtype.itemsize * sum(shape.heads * (shape.key_dim + shape.value_dim) for shape in shapes)
+    )
+    one = -(-min(context, USUAL_CONTEXT) // BLOCK_SIZE)
+    wanted = max(settings.max_batch * one, -(-context // BLOCK_SIZE))
+    left = make_room(_weights(model) + one * block_bytes)
+    free = int(free_memory(model.device) * MEMORY_SHARE.get(model.device.type, 0.25))
+    blocks = min(wanted, free // block_bytes, one + left // block_bytes)
+    if blocks < 1:
+        raise SourceError(f"Too little memory: not one KV cache block of {block_bytes} bytes can be had.")
+    return blocks
+
+
+def _check(runner: Runner, pool: BlockPool, texts: Any, expected: list[torch.Tensor], model: PreTrainedModel) -> None:
+    """Computes the texts packed: all but their ends in one step, the ends, token by token, in the next."""
+    sequences = [Sequence(list(text), len(text), 1) for text in texts]
+    if pool.free < sum(pool.blocks_for(len(sequence.ids)) for sequence in sequences):
+        return
+    for sequence in sequences:
+        sequence.blocks = pool.take(pool.blocks_for(len(sequence.ids)))
+    runner.forward([Work(sequence, sequence.pending - 1) for sequence in sequences])
+    for sequence in sequences:
+        sequence.computed = len(sequence.ids) - 1
+    logits = runner.forward([Work(sequence, 1) for sequence in sequences])
+    for sequence in sequences:
+        pool.give_back(sequence.blocks)
+    for got, right in zip(logits.float(), expected, strict=True):
+        error = ((got - right.float()).norm() / right.float().norm()).item()
+        if not error < TOLERANCE.get(model.dtype, 0.1):
+            raise UnsupportedModel(
+                f"Models of type '{model.config.model_type}' compute something else in a packed batch "
+                f"(relative error {error:.2g}), so they cannot be served."
+            )

@@ -1,0 +1,134 @@
+"""One forward pass over all tokens of a step, through transformers' own modelling code.
+
+The tokens of all requests go in as one row, `[1, tokens]`, with their positions, and no cache object: keys and values
+live in the paged memory here, which only our attention knows.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence as Listing
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from services.inference.engine.attention import Group, LayerShape, Step
+from services.inference.engine.schedule import Work
+from services.inference.engine.source import SourceError
+
+
+class UnsupportedModel(SourceError):
+    """The model cannot be computed in a packed batch; says why in one sentence."""
+
+
+class Runner:
+    """The model, its KV memory, and the forward pass of a step."""
+
+    def __init__(self, model: PreTrainedModel, shapes: Listing[LayerShape], *, blocks: int, block_size: int) -> None:
+        """
+        Args:
+            model: a causal language model whose attention is `ATTENTION`.
+            shapes: what each layer keeps, as `layer_shapes` found.
+            blocks, block_size: the size of the KV memory, in blocks of so many tokens.
+        """
+        self._model = model
+        self._block_size = block_size
+        self._stride = blocks + 1  # the last block is the null block: never written, it pads short contexts
+        device, dtype = model.device, model.dtype
+        self._device = device
+
+        def memory(heads: int, dim: int) -> Tensor:
+            # Zeros, not empty: a masked position still takes part as 0 * value, which must not be NaN. On CPU the
+            # pages become resident only when they are written.
+            return torch.zeros(heads * self._stride, block_size * dim, dtype=dtype, device=device)
+
+        self._keys = [memory(shape.heads, shape.key_dim) for shape in shapes]
+        self._values = [memory(shape.heads, shape.value_dim) for shape in shapes]
+        self._shapes = shapes
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the KV memory when all of it is resident."""
+        return sum(memory.nbytes for memory in (*self._keys, *self._values))
+
+    @torch.inference_mode()
+    def forward(self, plan: Listing[Work]) -> Tensor:
+        """Computes `plan` and returns the logits, float, of each work that samples, in order: [rows, vocabulary]."""
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        sampled: list[int] = []
+        size = self._block_size
+        for work in plan:
+            sequence, start = work.sequence, work.sequence.computed
+            for position in range(start, start + work.count):
+                ids.append(sequence.ids[position])
+                positions.append(position)
+                slots.append(sequence.blocks[position // size] * size + position % size)
+            if work.samples:
+                sampled.append(len(ids) - 1)
+        step = Step(self._keys, self._values, self._shapes, self._tensor(slots), self._groups(plan), self._stride)
+        # At least one row, since some models do not take an empty choice.
+        output = self._model(
+            input_ids=self._tensor(ids)[None],
+            position_ids=self._tensor(positions)[None],
+            use_cache=False,
+            logits_to_keep=self._tensor(sampled or [0]),
+            attend=step.attend,
+        )
+        logits: Tensor = output.logits[0, : len(sampled)]
+        return logits
+
+    def _groups(self, plan: Listing[Work]) -> list[Group]:
+        """Single tokens are grouped by context, so that one long context does not pad all others to its length."""
+        size = self._block_size
+        grouped: dict[tuple[int, int], list[tuple[int, Work]]] = defaultdict(list)
+        row = 0
+        for work in plan:
+            pages = -(-(work.sequence.computed + work.count) // size)
+            key = (1, pages.bit_length()) if work.count == 1 else (work.count, -row)
+            grouped[key].append((row, work))
+            row += work.count
+        groups = []
+        for members in grouped.values():
+            count = members[0][1].count
+            pages = max(-(-(work.sequence.computed + count) // size) for _, work in members)
+            null = self._stride - 1
+            blocks = [(work.sequence.blocks[:pages] + [null] * pages)[:pages] for _, work in members]
+            rows = [at for start, _ in members for at in range(start, start + count)]
+            first = [work.sequence.computed for _, work in members]
+            groups.append(Group(self._tensor(rows), self._tensor(blocks), self._tensor(first), count, size))
+        return groups
+
+    def _tensor(self, values: list[Any]) -> Tensor:
+        return torch.tensor(values, device=self._device)
+
+
+@torch.inference_mode()
+def layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
+    """What each layer keeps of a token, found by running one through.
+
+    Raises:
+        UnsupportedModel: some layers are not causal attention with keys and values of their own.
+    """
+    found: dict[int, LayerShape] = {}
+
+    def probe(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+        layer = getattr(module, "layer_idx", None)
+        if not isinstance(layer, int) or layer in found or not getattr(module, "is_causal", True):
+            raise UnsupportedModel(f"Models of type '{model.config.model_type}' have attention that is not causal.")
+        if kwargs.get("position_bias") is not None:
+            raise UnsupportedModel(f"Models of type '{model.config.model_type}' have a position bias.")
+        found[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+
+    one = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    model(input_ids=one, position_ids=one, use_cache=False, attend=probe)
+    layers = model.config.get_text_config().num_hidden_layers
+    if sorted(found) != list(range(layers)):
+        raise UnsupportedModel(
+            f"Models of type '{model.config.model_type}' have layers that are not attention, which is not supported."
+        )
+    return [found[layer] for layer in range(layers)]

@@ -1,0 +1,53 @@
+"""How gunicorn runs a pod: one process that owns the models, a thread for each request.
+
+`gunicorn -c services/inference/gunicorn.conf.py 'services.inference.app:create_app()'`
+"""
+
+import math
+import signal
+from typing import Any
+
+from services.common.settings import InferenceSettings
+from services.web import serve
+
+settings = InferenceSettings()
+serve.prepare_metrics_folder()
+
+bind = f"{settings.host}:{settings.inference_port}"
+workers = 1
+worker_class = "gthread"
+# A request that waits in the engine's queue holds its thread: there must be enough of them to fill the queue, so that
+# the next is answered 429, and some more for the probes.
+threads = settings.inference_threads or settings.max_batch + settings.max_queue + 16
+worker_connections = threads + 1000
+graceful_timeout = math.ceil(settings.shutdown_grace)
+# Converting or loading a model can keep the interpreter busy for long; that is no reason to kill the worker.
+timeout = 600
+keepalive = 75  # longer than the gateway keeps its connections, so that it is never this side that hangs up
+control_socket_disable = True
+loglevel = settings.log_level.lower()
+
+
+def when_ready(_server: Any) -> None:
+    serve.serve_metrics(settings.host, settings.metrics_port)
+
+
+def post_worker_init(worker: Any) -> None:
+    """On SIGTERM `/readyz` fails first, then gunicorn lets running requests finish."""
+    models = worker.wsgi.extensions["forebay.models"]
+
+    def drain(number: int, frame: Any) -> None:
+        models.drain()
+        worker.handle_exit(number, frame)
+
+    signal.signal(signal.SIGTERM, drain)
+
+
+def worker_exit(_server: Any, worker: Any) -> None:
+    """Whatever still runs after the grace gets an error instead of a cut connection."""
+    app = getattr(worker, "wsgi", None)
+    if app is not None:
+        app.extensions["forebay.models"].close()
+
+
+child_exit = serve.forget_worker
