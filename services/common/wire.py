@@ -140,12 +140,24 @@ def validate(kind: type[Request], value: Mapping[str, Any]) -> Request:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        # The branches of a union stand in the location as type names; the field is what comes before them.
-        path = [str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier()]
-        where = ".".join(path) or None
+        where = _path_in(value, first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         message = f"Invalid value for '{where}': {reason}." if where else f"{reason}."
         raise InvalidRequest(message, param=where) from None
+
+
+def _path_in(value: Any, location: tuple[int | str, ...]) -> str | None:
+    """The location as a dotted path into `value`; leaves out the names of union branches that pydantic puts in it."""
+    path = []
+    for part in location:
+        if isinstance(value, Mapping) and isinstance(part, str):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            continue
+        path.append(str(part))
+    return ".".join(path) or None
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def dispatch(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -
             spent.retries += 1
             gateway.metrics.retries.labels(call.model).inc()
         tried.append(pod)
-        leg = _Leg(pod, call)
+        leg = _Leg(gateway, pod, call)
         try:
             return leg.run(body, spent)
         except Unreachable as error:
@@ -88,7 +88,8 @@ def _body_for_pod(call: Call, principal: Principal) -> bytes:
 class _Leg:
     """One try at one pod, from the first byte sent to the last byte relayed."""
 
-    def __init__(self, pod: Upstream, call: Call) -> None:
+    def __init__(self, gateway: Gateway, pod: Upstream, call: Call) -> None:
+        self._streams = gateway.metrics.streams
         self._pod = pod
         self._call = call
         self._exchange = Exchange(pod.pool, call.deadline)
@@ -112,7 +113,8 @@ class _Leg:
                 raise _refusal(response, self._exchange.read())
             if call.streamed:
                 self.relaying = True
-                return Reply(events=self._relay(spent), headers=dict(sse.HEADERS), on_close=[self.close])
+                self._streams.inc()
+                return Reply(events=self._relay(spent), on_close=[self.close])
             answer = self._exchange.read()
         except TimeoutError:
             raise DeadlineExceeded(f"The request took longer than {call.timeout:g} s.") from None
@@ -133,6 +135,8 @@ class _Leg:
                 self._watch.close()
             self._exchange.close()
             self._pod.inflight -= 1
+            if self.relaying:
+                self._streams.dec()
 
     def _relay(self, spent: Spent) -> Iterator[sse.Event]:
         parser = sse.Parser()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.web.serve import forget_worker, prepare_metrics_folder, serve_metrics
+from services.web.serve import JsonLogger, forget_worker, prepare_metrics_folder, serve_metrics
 
 prepare_metrics_folder()
 
@@ -15,6 +15,7 @@ from services.common.settings import GatewaySettings  # noqa: E402
 from services.common.telemetry import configure_logging  # noqa: E402
 
 _settings = GatewaySettings()
+configure_logging("gateway", _settings)
 
 wsgi_app = "services.gateway.app:create_app()"
 bind = f"{_settings.host}:{_settings.gateway_port}"
@@ -27,11 +28,8 @@ graceful_timeout = int(_settings.shutdown_grace)
 control_socket_disable = True
 proc_name = "forebay-gateway"
 
+logger_class = JsonLogger
 child_exit = forget_worker
-
-
-def on_starting(_server: Any) -> None:
-    configure_logging("gateway", _settings)
 
 
 def when_ready(_server: Any) -> None:

@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from typing import Any
 
+from gunicorn.glogging import Logger
+
 
 def prepare_metrics_folder() -> None:
     """Gives the workers an empty folder for their metrics; must run before anything imports `prometheus_client`.
@@ -38,3 +40,12 @@ def forget_worker(_server: Any, worker: Any) -> None:
     from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics  # noqa: PLC0415
 
     GunicornPrometheusMetrics.mark_process_dead_on_child_exit(worker.pid)
+
+
+class JsonLogger(Logger):  # type: ignore[misc]
+    """gunicorn's own lines (start, workers, errors) through the root logger, so that they are JSON like all others."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True

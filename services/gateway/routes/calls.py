@@ -73,7 +73,7 @@ def stream(reply: Reply, frame: Callable[[sse.Event], bytes]) -> Response:
             if data := frame(event):
                 yield data
 
-    return finish(Response(frames(), content_type=sse.CONTENT_TYPE), reply)
+    return finish(Response(frames(), content_type=sse.CONTENT_TYPE, headers=sse.HEADERS), reply)
 
 
 def finish(response: Response, reply: Reply) -> Response:

@@ -6,9 +6,10 @@ For what a real pod cannot be made to do on demand: break in mid-stream, answer 
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,7 +18,16 @@ Script = Callable[["Handler", dict[str, Any]], None]
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     script: Script
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.connections.add(self.connection)  # type: ignore[attr-defined]
+
+    def finish(self) -> None:
+        self.server.connections.discard(self.connection)  # type: ignore[attr-defined]
+        super().finish()
 
     def do_GET(self) -> None:
         if self.path == "/readyz":
@@ -65,6 +75,7 @@ def scripted_pod(script: Script) -> Iterator[str]:
     handler = type("Scripted", (Handler,), {"script": staticmethod(script)})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    server.connections = set()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
@@ -73,3 +84,6 @@ def scripted_pod(script: Script) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
+        for connection in list(server.connections):  # type: ignore[attr-defined]
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
