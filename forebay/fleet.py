@@ -25,6 +25,13 @@ CODE = Path(services.__file__).parent.parent
 CACHE_CONFIGURATION = CODE / "services" / "cache" / "redis.conf"
 
 
+GUNICORN = {
+    "pod": ("-c", str(CODE / "services" / "inference" / "gunicorn.conf.py"), "services.inference.app:create_app()"),
+    "gateway": ("-c", "python:services.gateway.gunicorn_conf"),
+}
+"""What gunicorn is told for each kind of server."""
+
+
 @dataclass(frozen=True)
 class Ports:
     """The ports of all processes: `gateways[0]` is the endpoint. `cache` is None when it runs elsewhere."""
@@ -179,7 +186,6 @@ def _server(
     role: str, number: int, *, home: Home, host: str, port: int, metrics_port: int, env: Mapping[str, str]
 ) -> Spec:
     name = f"{role}-{number}"
-    package = {"pod": "services.inference", "gateway": "services.gateway"}[role]
     own = {**env, "FOREBAY_METRICS_PORT": str(metrics_port)}
     if checks.is_set(env, "FOREBAY_LOG_FILE"):
         # One file each: two processes that rotate the same file lose lines.
@@ -188,7 +194,7 @@ def _server(
     return Spec(
         role=role,
         name=name,
-        argv=(sys.executable, "-m", "gunicorn", "-c", f"python:{package}.gunicorn_conf"),
+        argv=(sys.executable, "-m", "gunicorn", *GUNICORN[role]),
         env=own,
         probe=http_ready(reach(host), port, needs_models=role == "gateway"),
         log=home.log_file(name),

@@ -258,7 +258,7 @@ class Supervisor:
         now = time.monotonic()
         ready_before = child.ready_since is not None
         child.due = now + (PROBE_READY if ready_before else PROBE_STARTING)
-        child.misses = child.misses + 1 if health.state == "silent" else 0
+        child.misses = child.misses + 1 if health.state in {"silent", "failed"} else 0
         if health.state == "ready":
             child.ready_since = child.ready_since or now
             child.due = now + PROBE_READY
@@ -270,8 +270,9 @@ class Supervisor:
             if not child.was_ready:
                 self._enter(child, "failed", health.detail)
                 raise Failure(f"{child.spec.name} cannot start: {health.detail}")
-            child.verdict = health.detail
-            if child.process:
+            # Not at once: a pod that somebody stops says so for as long as it drains, and then ends by itself.
+            if child.misses > MISSES and child.process:
+                child.verdict = health.detail
                 spawn.kill_group(child.process)
         elif not ready_before:
             if health.detail and health.detail != child.detail:

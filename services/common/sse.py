@@ -8,6 +8,7 @@ the bytes they are: it reads the note and drops it without parsing the JSON of a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 DONE = b"data: [DONE]\n\n"
 NOTE_PREFIX = b": forebay "
+LINE_BREAK = re.compile(r"\r\n|\r|\n")
+"""What ends a line for a client: a lone CR in a text would hide the rest of it."""
 
 
 def dump(value: Any) -> bytes:
@@ -32,12 +35,12 @@ def event(value: Any) -> bytes:
 
 def text_event(text: str) -> bytes:
     """One event whose data is plain text; line breaks become several `data:` lines, as the format asks."""
-    return b"".join(b"data: " + line.encode() + b"\n" for line in text.split("\n")) + b"\n"
+    return b"".join(b"data: " + line.encode() + b"\n" for line in LINE_BREAK.split(text)) + b"\n"
 
 
 def comment(text: str) -> bytes:
     """A comment block, which clients ignore; keeps idle connections open."""
-    return b": " + text.replace("\n", " ").encode() + b"\n\n"
+    return b": " + LINE_BREAK.sub(" ", text).encode() + b"\n\n"
 
 
 def note(value: dict[str, Any]) -> bytes:

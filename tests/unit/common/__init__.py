@@ -1,0 +1,1 @@
+"""What `services.common` promises, without a server."""

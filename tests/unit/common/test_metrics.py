@@ -1,0 +1,30 @@
+"""The registry of metrics: names and labels that dashboards can rely on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.common.metrics import EngineMetrics, GatewayMetrics
+
+
+def collectors() -> list[Any]:
+    return [found for kind in (GatewayMetrics, EngineMetrics) for found in vars(kind(CollectorRegistry())).values()]
+
+
+@pytest.mark.parametrize("collector", collectors(), ids=lambda collector: collector._name)
+def test_a_name_is_ours_or_opentelemetrys(collector: Any) -> None:
+    assert re.fullmatch(r"(forebay_(gateway|engine)|gen_ai)_[a-z_]+", collector._name)
+
+
+@pytest.mark.parametrize("collector", collectors(), ids=lambda collector: collector._name)
+def test_labels_are_of_the_bounded_kinds(collector: Any) -> None:
+    assert set(collector._labelnames) <= {"model", "tenant", "outcome", "token_type", "result", "cause", "phase"}
+
+
+def test_a_time_is_in_seconds() -> None:
+    timed = [found._name for found in collectors() if "time" in found._name or "duration" in found._name]
+    assert all(name.endswith("_seconds") for name in timed)

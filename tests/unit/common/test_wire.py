@@ -1,0 +1,211 @@
+"""The wire format: what is accepted, what is refused and with which words, what answers look like."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.common import wire
+from services.common.errors import InvalidRequest, MalformedJson
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+TEXT = {"model": "m", "prompt": "hello"}
+
+
+def chat(**fields: Any) -> wire.ChatRequest:
+    return wire.validate(wire.ChatRequest, {**CHAT, **fields})
+
+
+def refused(kind: type[wire.GenerationRequest], body: dict[str, Any]) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        wire.validate(kind, body)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"seed": 2**63}, "seed"),
+        ({"n": 0}, "n"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"messages": [{"content": "x"}]}, "messages.0.role"),
+        ({"model": ""}, "model"),
+        ({"model": 7}, "model"),
+    ],
+)
+def test_a_wrong_field_is_named_in_the_refusal(fields: dict[str, Any], param: str) -> None:
+    error = refused(wire.ChatRequest, {**CHAT, **fields})
+    assert (error.status, error.param) == (400, param)
+    assert f"'{param}'" in error.message
+
+
+@pytest.mark.parametrize("field", ["model", "messages"])
+def test_a_missing_field_is_named_in_the_refusal(field: str) -> None:
+    assert refused(wire.ChatRequest, {name: CHAT[name] for name in CHAT if name != field}).param == field
+
+
+def test_the_branches_of_a_union_are_no_part_of_a_fields_name() -> None:
+    error = refused(wire.ChatRequest, {**CHAT, "messages": [{"role": "user", "content": 5}]})
+    assert error.param is not None
+    assert error.param.startswith("messages.0.content")
+    assert "[" not in error.param
+
+
+def test_an_image_part_is_refused_as_no_model_here_sees() -> None:
+    part = {"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}
+    assert refused(wire.ChatRequest, {**CHAT, "messages": [{"role": "user", "content": [part]}]}).status == 400
+
+
+def test_a_refusal_repeats_nothing_of_the_prompt() -> None:
+    error = refused(wire.CompletionRequest, {"model": "m", "prompt": {"secret": "hunter2"}})
+    assert "hunter2" not in error.message
+
+
+@pytest.mark.parametrize("prompt", ["text", [1, 2, 3], ["a", "b"], ""])
+def test_a_prompt_is_text_or_token_ids_or_several_texts(prompt: Any) -> None:
+    assert wire.validate(wire.CompletionRequest, {"model": "m", "prompt": prompt}).prompt == prompt
+
+
+def test_an_empty_list_of_prompts_is_refused() -> None:
+    assert "prompt must not be empty" in refused(wire.CompletionRequest, {"model": "m", "prompt": []}).message
+
+
+def test_unknown_fields_are_kept_for_engines_that_know_them() -> None:
+    assert chat(guided_regex="a+").model_dump()["guided_regex"] == "a+"
+
+
+def test_the_newer_name_of_the_token_limit_counts_where_both_are_given() -> None:
+    assert chat(max_tokens=5, max_completion_tokens=7).token_limit == 7
+    assert chat(max_tokens=5).token_limit == 5
+    assert chat().token_limit is None
+
+
+def test_empty_stop_sequences_are_dropped_since_they_would_stop_at_once() -> None:
+    assert chat(stop=["", "a"]).stops == ["a"]
+    assert chat(stop="").stops == []
+    assert chat(stop="a").stops == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "deterministic"),
+    [({"temperature": 0}, True), ({"seed": 0}, True), ({"temperature": 0.7}, False), ({}, False)],
+)
+def test_only_greedy_or_seeded_requests_count_as_deterministic(fields: dict[str, Any], deterministic: bool) -> None:
+    assert chat(**fields).deterministic is deterministic
+
+
+def test_text_parts_of_a_message_are_joined() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert chat(messages=[{"role": "user", "content": parts}]).messages[0].text() == "ab"
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_either_an_object_or_a_clear_refusal(body: bytes) -> None:
+    with suppress(MalformedJson):
+        assert isinstance(wire.parse_json(body), dict)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"1", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1', b'{"a": "\xff"}'])
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(MalformedJson):
+        wire.parse_json(body)
+
+
+def test_json_nested_too_deep_is_refused_instead_of_ending_the_process() -> None:
+    with pytest.raises(MalformedJson):
+        wire.parse_json(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = ("model", "messages", "prompt", "stop", "stream", "stream_options", "max_tokens", "n", "seed")
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), json_values), st.sampled_from([CHAT, TEXT]))
+def test_any_json_object_is_either_a_request_or_a_clear_refusal(body: dict[str, Any], base: dict[str, Any]) -> None:
+    kind = wire.ChatRequest if base is CHAT else wire.CompletionRequest
+    try:
+        request = wire.validate(kind, {**base, **body})
+    except InvalidRequest as error:
+        json.dumps(error.envelope())
+        return
+    assert request.stops is not None
+    assert isinstance(request.wants_usage, bool)
+
+
+def test_a_whole_chat_answer_has_openais_shape() -> None:
+    answer = wire.Answer.new("chat", "m").whole([("hi", "stop")], wire.Usage(3, 1))
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "hi"},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4}
+
+
+def test_a_chat_stream_opens_with_the_role_and_closes_with_the_reason() -> None:
+    answer = wire.Answer.new("chat", "m")
+    first, middle, last = answer.first(), answer.delta("hi"), answer.last("length")
+    assert first is not None
+    deltas = [(chunk["choices"][0]["delta"], chunk["choices"][0]["finish_reason"]) for chunk in (first, middle, last)]
+    assert deltas == [({"role": "assistant", "content": ""}, None), ({"content": "hi"}, None), ({}, "length")]
+    assert {chunk["object"] for chunk in (first, middle, last)} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in (first, middle, last)}) == 1
+
+
+def test_a_text_stream_has_no_opening_chunk() -> None:
+    answer = wire.Answer.new("text", "m")
+    assert answer.first() is None
+    assert answer.delta("hi", 1)["choices"][0] == {"index": 1, "text": "hi", "logprobs": None, "finish_reason": None}
+
+
+def test_the_usage_chunk_has_no_choices() -> None:
+    chunk = wire.Answer.new("chat", "m").usage(wire.Usage(3, 1))
+    assert chunk["choices"] == []
+    assert chunk["usage"]["total_tokens"] == 4
+
+
+def test_two_answers_have_two_ids() -> None:
+    assert wire.Answer.new("chat", "m").id != wire.Answer.new("chat", "m").id
+
+
+@pytest.mark.parametrize("body", [None, {}])
+def test_a_body_without_usage_has_none(body: dict[str, Any] | None) -> None:
+    assert wire.Usage.of(body) is None
+
+
+def test_usage_is_read_back_from_a_body() -> None:
+    usage = wire.Usage(3, 1)
+    assert wire.Usage.of(usage.body()) == usage
+
+
+def test_the_list_of_models_has_openais_shape() -> None:
+    assert wire.model_list({"m": {"context_length": 8}}) == {
+        "object": "list",
+        "data": [{"id": "m", "object": "model", "owned_by": "forebay", "context_length": 8}],
+    }

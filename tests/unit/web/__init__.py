@@ -1,0 +1,1 @@
+"""What the shared HTTP edge promises, through Flask's test client."""
