@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reset-admin", action="store_true", help="give the admin a new password")
     options = parser.parse_args(arguments)
     try:
-        settings = GatewaySettings()  # type: ignore[call-arg]
+        settings = GatewaySettings()
     except ValidationError as error:
         wrong = "; ".join(f"FOREBAY_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False))
         sys.stderr.write(f"The settings are not complete: {wrong}\n")
