@@ -28,6 +28,16 @@ def parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="list the processes of the stack", description=_status.__doc__)
     status.add_argument("--json", action="store_true", help="as JSON, for programs")
     status.set_defaults(run=_status)
+
+    bench = commands.add_parser("bench", help="load an endpoint and print what clients see", description=_bench.__doc__)
+    bench.add_argument("--url", help="base URL of the endpoint; by default the stack that runs here")
+    bench.add_argument("--key", help="API key; by default FOREBAY_API_KEY, else the stack's demo key")
+    bench.add_argument("--model", help="model to ask; by default the first that the endpoint lists")
+    bench.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="clients at a time")
+    bench.add_argument("--requests", type=int, default=3, help="requests that each client sends")
+    bench.add_argument("--tokens", type=int, default=64, help="tokens that each request generates at most")
+    bench.add_argument("--json", action="store_true", help="as JSON, for programs")
+    bench.set_defaults(run=_bench)
     return top
 
 
@@ -57,4 +67,15 @@ def _status(options: argparse.Namespace) -> int:
         return status(as_json=options.json)
     except Refused as refused:
         print(f"forebay: {refused}", file=sys.stderr)
+        return 1
+
+
+def _bench(options: argparse.Namespace) -> int:
+    """Load an OpenAI-compatible endpoint with streaming clients; print tokens/s, time to first token and per token."""
+    from forebay.bench import BenchFailed, run  # noqa: PLC0415
+
+    try:
+        return run(options)
+    except BenchFailed as failed:
+        print(f"forebay bench: {failed}", file=sys.stderr)
         return 1

@@ -42,7 +42,7 @@ def http_ready(host: str, port: int, *, needs_models: bool = False) -> Probe:
             return Health("silent")
         finally:
             connection.close()
-        return Health("loading", "no pod is ready") if needs_models and health == Health("ready") else health
+        return Health("loading", "looking for its pods") if needs_models and health == Health("ready") else health
 
     return ask
 

@@ -17,6 +17,9 @@ SECRETS = ("jwt_secret", "key_secret", "cache_password")
 LOCK_PATIENCE = 1.0
 """Seconds to wait for the lock: a supervisor that was just killed frees it a moment later."""
 
+SAME_PROCESS = 2.0
+"""Seconds by which the kernel's word on when a process began may move, as the clock is set."""
+
 
 class AlreadyRunning(Exception):
     """Another supervisor holds this home."""
@@ -123,7 +126,7 @@ def read_status(home: Home) -> dict[str, Any] | None:
     """What the living supervisor wrote last; None when no supervisor lives."""
     try:
         status: dict[str, Any] = json.loads(home.status_file.read_text())
-        alive = psutil.Process(status["pid"]).create_time() == status["pid_created"]
-    except (OSError, ValueError, KeyError, psutil.Error):
+        apart = psutil.Process(status["pid"]).create_time() - status["pid_created"]
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
-    return status if alive else None
+    return status if abs(apart) < SAME_PROCESS else None
