@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 from transformers.utils import logging
 
 from services.inference.engine.source import SourceError
@@ -36,6 +36,8 @@ def convert(file: Path, folder: Path) -> None:
             f"where {free / 1e9:.1f} GB are free."
         )
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # The one bar of transformers that its switch does not reach.
+    modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors  # type: ignore[assignment]
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)

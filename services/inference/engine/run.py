@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence as Listing
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -38,14 +39,13 @@ class Runner:
         self._stride = blocks + 1  # the last block is the null block: never written, it pads short contexts
         device, dtype = model.device, model.dtype
         self._device = device
-
-        def memory(heads: int, dim: int) -> Tensor:
-            # Zeros, not empty: a masked position still takes part as 0 * value, which must not be NaN. On CPU the
-            # pages become resident only when they are written.
-            return torch.zeros(heads * self._stride, block_size * dim, dtype=dtype, device=device)
-
-        self._keys = [memory(shape.heads, shape.key_dim) for shape in shapes]
-        self._values = [memory(shape.heads, shape.value_dim) for shape in shapes]
+        rows = [shape.heads * self._stride for shape in shapes]
+        self._keys = [
+            _zeros(count, block_size * shape.key_dim, dtype, device) for count, shape in zip(rows, shapes, strict=True)
+        ]
+        self._values = [
+            _zeros(count, block_size * shape.value_dim, dtype, device) for count, shape in zip(rows, shapes, strict=True)
+        ]
         self._shapes = shapes
 
     @property
@@ -104,6 +104,16 @@ class Runner:
 
     def _tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self._device)
+
+
+def _zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, since a masked position still takes part as 0 times its value, which must not be NaN.
+
+    On CPU from numpy, which takes them from the kernel untouched: unlike torch's they become resident when written.
+    """
+    if device.type != "cpu":
+        return torch.zeros(rows, columns, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros((rows, columns * dtype.itemsize), dtype=np.uint8)).view(dtype)
 
 
 @torch.inference_mode()

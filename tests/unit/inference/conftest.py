@@ -1,0 +1,60 @@
+"""Tiny models with random weights, so that the engine runs for real, in milliseconds."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports prometheus_client, as `services.web.serve` does for a real pod.
+os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="forebay-test-metrics-"))
+
+from prometheus_client import CollectorRegistry
+
+from services.common.metrics import EngineMetrics
+from services.common.settings import InferenceSettings
+from services.inference.engine.engine import Engine
+from services.inference.engine.load import load
+from tests.unit.inference.tiny import save_tiny
+
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny Llama."""
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "tiny-llama", "llama")
+
+
+@pytest.fixture
+def registry() -> CollectorRegistry:
+    """Where the engines of a test count."""
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def start_engine(tiny_folder: Path, registry: CollectorRegistry) -> Iterator[Callable[..., Engine]]:
+    """Starts an engine over the tiny Llama; settings by keyword. Its name is its own, since counts go by names."""
+    engines = []
+    metrics = EngineMetrics(registry)
+
+    def start(folder: Path = tiny_folder, **given: int) -> Engine:
+        settings = InferenceSettings(model=str(folder), **({"kv_blocks": 64, "device": "cpu"} | given))
+        engine = Engine(
+            f"tiny-{next(numbers)}",
+            load(str(folder), settings),
+            metrics,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+            step_tokens=settings.step_tokens,
+        )
+        engines.append(engine)
+        return engine
+
+    yield start
+    for engine in engines:
+        engine.close()

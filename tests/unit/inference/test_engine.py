@@ -1,0 +1,222 @@
+"""The engine's loop over a tiny real model: what a request meets, and what it leaves behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.common.errors import ApiError, DeadlineExceeded, InvalidRequest, QueueFull, UpstreamUnavailable
+from services.inference.engine.engine import Engine, Generation
+from services.inference.engine.schedule import Work
+from services.inference.engine.sequence import Sampling
+
+StartEngine = Callable[..., Engine]
+GREEDY = Sampling(temperature=0)
+PROMPT = [3, 14, 15, 92]
+
+
+def submit(engine: Engine, prompt: list[int] = PROMPT, *, seconds: float = 30, **more: Any) -> Generation:
+    given = {"sampling": GREEDY, "max_tokens": 8} | more
+    return engine.submit(prompt, given.pop("sampling"), deadline=time.monotonic() + seconds, **given)
+
+
+def tokens(generation: Generation) -> list[int]:
+    return [piece.token for piece in generation]
+
+
+def failure(generation: Generation) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        list(generation)
+    return caught.value
+
+
+@contextmanager
+def held(engine: Engine) -> Iterator[Event]:
+    """Holds the engine in its next step until the block ends; the event tells that it is there."""
+    forward, arrived, go_on = engine.loaded.runner.forward, Event(), Event()
+
+    def wait(plan: Any) -> Any:
+        arrived.set()
+        go_on.wait(30)
+        return forward(plan)
+
+    engine.loaded.runner.forward = wait  # type: ignore[method-assign]
+    try:
+        yield arrived
+    finally:
+        engine.loaded.runner.forward = forward  # type: ignore[method-assign]
+        go_on.set()
+
+
+def test_an_answer_ends_at_its_limit(start_engine: StartEngine) -> None:
+    pieces = list(submit(start_engine(), max_tokens=5))
+    assert [piece.finish for piece in pieces] == [None] * 4 + ["length"]
+
+
+def test_an_answer_ends_at_the_end_token(start_engine: StartEngine) -> None:
+    engine = start_engine()
+    would_be = tokens(submit(engine))
+    engine.loaded.eos_ids = frozenset({would_be[3]})
+    pieces = list(submit(engine))
+    assert [piece.token for piece in pieces] == would_be[: would_be.index(would_be[3]) + 1]
+    assert (pieces[-1].finish, pieces[-1].text) == ("stop", "")
+
+
+def test_an_answer_is_cut_where_the_context_ends(start_engine: StartEngine) -> None:
+    engine = start_engine(context_length=10)
+    assert len(tokens(submit(engine, max_tokens=100))) == 6
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(start_engine: StartEngine) -> None:
+    with pytest.raises(InvalidRequest):
+        submit(start_engine(context_length=4))
+
+
+def test_requests_run_together_and_answer_as_if_alone(start_engine: StartEngine) -> None:
+    engine = start_engine()
+    prompts = [[i, 20 + i, 7, i] for i in range(12)]
+    alone = [tokens(submit(engine, prompt)) for prompt in prompts]
+    together = [submit(engine, prompt) for prompt in prompts]
+    assert [tokens(generation) for generation in together] == alone
+
+
+def test_a_seed_gives_the_same_answer_alone_and_in_company(start_engine: StartEngine) -> None:
+    engine = start_engine()
+    rule = Sampling(temperature=1.0, top_p=0.9, seed=42)
+    alone = tokens(submit(engine, sampling=rule))
+    others = [submit(engine, [i], sampling=Sampling(seed=i)) for i in range(5)]
+    assert tokens(submit(engine, sampling=rule)) == alone
+    assert tokens(submit(engine, sampling=Sampling(temperature=1.0, top_p=0.9, seed=43))) != alone
+    for other in others:
+        list(other)
+
+
+def test_a_cancelled_request_frees_its_place_within_one_step(start_engine: StartEngine) -> None:
+    engine = start_engine(max_batch=1)
+    first = submit(engine, max_tokens=400)
+    next(iter(first))
+    with held(engine) as in_step:
+        assert in_step.wait(10)
+        first.cancel()
+        second = submit(engine, max_tokens=1)
+    assert tokens(second)
+    assert failure(first).status == 499
+    assert first.sequence.generated < 399
+    assert engine.loaded.pool.used == 0
+
+
+def test_a_request_may_be_cancelled_while_it_waits(start_engine: StartEngine) -> None:
+    engine = start_engine(max_batch=1)
+    first = submit(engine, max_tokens=50)
+    waiting = submit(engine)
+    waiting.cancel()
+    assert failure(waiting).status == 499
+    assert len(tokens(first)) == 50
+
+
+def test_a_deadline_ends_a_running_request(start_engine: StartEngine) -> None:
+    engine = start_engine()
+    with held(engine) as in_step:
+        late = submit(engine, seconds=0.01, max_tokens=400)
+        assert in_step.wait(10)
+        while time.monotonic() <= late.deadline:
+            pass
+    assert isinstance(failure(late), DeadlineExceeded)
+    assert engine.loaded.pool.used == 0
+
+
+def test_a_deadline_ends_a_waiting_request(start_engine: StartEngine) -> None:
+    engine = start_engine(max_batch=1)
+    first = submit(engine, max_tokens=30)
+    assert isinstance(failure(submit(engine, seconds=0)), DeadlineExceeded)
+    assert len(tokens(first)) == 30
+
+
+def test_a_full_queue_is_refused_with_a_time_to_come_again(start_engine: StartEngine) -> None:
+    engine = start_engine(max_batch=1, max_queue=1)
+    with held(engine):
+        accepted = [submit(engine), submit(engine)]
+        with pytest.raises(QueueFull) as caught:
+            submit(engine)
+    assert int(caught.value.headers["Retry-After"]) >= 1
+    for generation in accepted:
+        assert len(tokens(generation)) == 8
+
+
+def test_a_step_that_fails_ends_only_its_own_requests(
+    start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = start_engine(max_batch=1)
+    forward = engine.loaded.runner.forward
+
+    def fail(plan: list[Work]) -> Any:
+        if plan[0].sequence.ids[0] == 99:
+            raise RuntimeError("on purpose")
+        return forward(plan)
+
+    monkeypatch.setattr(engine.loaded.runner, "forward", fail)
+    hit, waiting = submit(engine, [99, 1]), submit(engine)
+    assert failure(hit).status == 500
+    assert len(tokens(waiting)) == 8
+    assert engine.loaded.pool.used == 0
+    assert "on purpose" in caplog.text
+
+
+def test_a_token_that_cannot_be_written_ends_only_its_own_request(
+    start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = start_engine()
+    hit, other = submit(engine), submit(engine, [5, 5])
+    monkeypatch.setattr(hit.detokenizer, "push", lambda _token: 1 / 0)
+    assert failure(hit).status == 500
+    assert len(tokens(other)) == 8
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_closing_ends_all_requests_with_an_error(start_engine: StartEngine) -> None:
+    engine = start_engine(max_batch=1)
+    running, waiting = submit(engine, max_tokens=400), submit(engine)
+    next(iter(running))
+    engine.close()
+    assert isinstance(failure(running), UpstreamUnavailable)
+    assert isinstance(failure(waiting), UpstreamUnavailable)
+    with pytest.raises(UpstreamUnavailable):
+        submit(engine)
+
+
+def test_everything_is_counted(start_engine: StartEngine, registry: CollectorRegistry) -> None:
+    engine = start_engine()
+    list(submit(engine, max_tokens=5))
+    cancelled = submit(engine, max_tokens=400)
+    cancelled.cancel()
+    failure(cancelled)
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, {"model": engine.name, **labels})
+
+    assert value("forebay_engine_requests_total", outcome="length") == 1
+    assert value("forebay_engine_requests_total", outcome="cancelled") == 1
+    assert value("forebay_engine_prompt_tokens_total") in {4, 8}
+    assert value("forebay_engine_generated_tokens_total") == 5 + cancelled.sequence.generated
+    assert value("gen_ai_server_request_duration_seconds_count") == 2
+    assert value("gen_ai_server_time_to_first_token_seconds_count") >= 1
+    assert value("gen_ai_server_time_per_output_token_seconds_count") >= 4
+    assert value("forebay_engine_step_seconds_count") == value("forebay_engine_batch_size_count") >= 5
+    assert value("forebay_engine_requests_running") == value("forebay_engine_requests_waiting") == 0
+    assert value("forebay_engine_kv_cache_usage_ratio") == 0
+
+
+def test_prompt_tokens_that_are_computed_again_are_not_counted_as_answer(
+    start_engine: StartEngine, registry: CollectorRegistry
+) -> None:
+    engine = start_engine(kv_blocks=4, max_batch=4)
+    several = [submit(engine, [i, 1, 2, 3], max_tokens=30) for i in range(4)]
+    assert [len(tokens(one)) for one in several] == [30] * 4
+    assert sum(one.sequence.preemptions for one in several) > 0
+    assert registry.get_sample_value("forebay_engine_generated_tokens_total", {"model": engine.name}) == 120
