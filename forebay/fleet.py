@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import services
 from forebay import checks
+from forebay.child import Spec
 from forebay.probe import cache_ready, http_ready
 from forebay.state import Home
-from forebay.supervise import Spec
 from services.common.settings import FleetSettings, GatewaySettings, InferenceSettings
 
 CACHE_PORT = 6379

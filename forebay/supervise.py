@@ -14,15 +14,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 from forebay import logs, spawn
-from forebay.probe import Health, Probe
-from forebay.restart import Policy, Record, after_death
-
-State = Literal["starting", "ready", "unready", "restarting", "stopping", "stopped", "failed"]
+from forebay.child import Child, Spec, State
+from forebay.probe import Health
+from forebay.restart import Policy, after_death
 
 PROBE_STARTING = 0.1
 PROBE_READY = 3.0
@@ -40,42 +39,6 @@ class StopAsked(Exception):
 
 class Failure(Exception):
     """The fleet cannot go on; the text is the sentence for the operator."""
-
-
-@dataclass(frozen=True)
-class Spec:
-    """One process to be kept running."""
-
-    role: str
-    name: str
-    argv: tuple[str, ...]
-    env: Mapping[str, str]
-    probe: Probe
-    log: Path
-    url: str
-    metrics_url: str | None = None
-    cwd: Path | None = None
-
-
-@dataclass
-class Child:
-    """A process that is kept running, and its life so far. Times without a word on it are of the monotonic clock."""
-
-    spec: Spec
-    process: subprocess.Popen[bytes] | None = None
-    state: State = "starting"
-    detail: str = ""
-    models: tuple[str, ...] = ()
-    since: float = field(default_factory=time.time)
-    """When it came into this state, as a Unix time."""
-    record: Record = field(default_factory=Record)
-    ready_since: float | None = None
-    was_ready: bool = False
-    verdict: str = ""
-    """Why the supervisor itself ended it."""
-    misses: int = 0
-    due: float = 0.0
-    """When to look at it, or start it, next."""
 
 
 @dataclass(frozen=True)
@@ -323,18 +286,3 @@ class Supervisor:
         if stream in self._selector.get_map():
             self._selector.unregister(stream)
         stream.close()
-
-
-def describe(child: Child) -> dict[str, Any]:
-    """A child as a row of the status file."""
-    return {
-        "role": child.spec.role,
-        "name": child.spec.name,
-        "pid": child.process.pid if child.process else None,
-        "url": child.spec.url,
-        "metrics_url": child.spec.metrics_url,
-        "state": child.state,
-        "detail": child.detail,
-        "restarts": child.record.restarts,
-        "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(child.since)),
-    }

@@ -19,9 +19,10 @@ import psutil
 from sqlalchemy.exc import SQLAlchemyError
 
 from forebay import __version__, checks, fleet, logs, state
+from forebay.child import Spec, describe
 from forebay.probe import reachable
 from forebay.spawn import describe_exit
-from forebay.supervise import Failure, Spec, StopAsked, Supervisor, describe
+from forebay.supervise import Failure, StopAsked, Supervisor
 from services.common.settings import FleetSettings, GatewaySettings, InferenceSettings
 from services.gateway.bootstrap import Bootstrapped, bootstrap
 

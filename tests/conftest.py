@@ -9,8 +9,14 @@ nothing may be skipped: each skip, of whatever origin, fails.
 from __future__ import annotations
 
 import os
+import random
 import shutil
-from collections.abc import Generator
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -48,3 +54,33 @@ def _no_skip(report: Report) -> Report:
         report.outcome = "failed"
         report.longrepr = f"skipped, which FOREBAY_REQUIRE_ALL forbids: {reason}"
     return report
+
+
+@pytest.fixture(scope="session")
+def free_row() -> Callable[[int], int]:
+    """Finds so many ports in a row that are free now; returns the first."""
+
+    def find(count: int) -> int:
+        # Below the ports that the kernel gives to outgoing connections, and not always the same ones, as several runs
+        # may share the machine.
+        for _ in range(1000):
+            first = random.randrange(12000, 30000)
+            with ExitStack() as open_sockets:
+                try:
+                    for port in range(first, first + count):
+                        open_sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                except OSError:
+                    continue
+                return first
+        raise AssertionError(f"no {count} free ports in a row")
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def prepared_home(request: pytest.FixtureRequest) -> Path:
+    """A FOREBAY_HOME whose `models/` holds the bundled model, converted. Kept in pytest's cache from run to run."""
+    home = request.config.cache.mkdir("forebay-home")
+    environment = {**os.environ, "FOREBAY_HOME": str(home)}
+    subprocess.run([sys.executable, "-m", "services.inference.prepare", "bundled"], env=environment, check=True)
+    return home

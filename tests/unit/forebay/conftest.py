@@ -40,14 +40,6 @@ def listen() -> Iterator[Callable[[int], int]]:
 
 
 @pytest.fixture
-def row_of_ports() -> int:
+def row_of_ports(free_row: Callable[[int], int]) -> int:
     """The first of twelve ports in a row that are free now."""
-    for first in range(20000, 60000, 12):
-        with ExitStack() as open_sockets:
-            try:
-                for port in range(first, first + 12):
-                    open_sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
-    raise AssertionError("no twelve free ports in a row")
+    return free_row(12)

@@ -13,9 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from forebay.child import Child, Spec, describe
 from forebay.probe import Health
 from forebay.restart import Policy
-from forebay.supervise import Child, Failure, Spec, StopAsked, Supervisor, describe
+from forebay.supervise import Failure, StopAsked, Supervisor
 
 QUICK = Policy(first_pause=0.01, longest_pause=0.05, failures=3, healthy_after=60)
 SLEEP = "exec sleep 1000"

@@ -1,0 +1,1 @@
+"""The whole stack as a user has it: `forebay up`, the real model, real processes, and foreign clients."""
