@@ -25,8 +25,8 @@ BUNDLED_DISK = 1_000_000_000
 """What the bundled model takes, its one-time conversion included."""
 GGUF_GROWTH = 8
 """A four-bit GGUF file is read into 32-bit weights, and as many bytes are kept on disk."""
-FOR_TESTS = {"FOREBAY_REQUIRE_ALL"}
-"""Variables with our prefix that are no settings."""
+OTHER_VARIABLES = {"FOREBAY_API_KEY", "FOREBAY_REQUIRE_ALL"}
+"""Variables with our prefix that are no settings: one of `forebay bench`, one of the test suite."""
 
 Settings = TypeVar("Settings", bound=CommonSettings)
 
@@ -60,7 +60,7 @@ def _sentence(location: tuple[int | str, ...], message: str) -> str:
 
 def known_variables() -> set[str]:
     """The names of all environment variables that mean something."""
-    names = set(FOR_TESTS)
+    names = set(OTHER_VARIABLES)
     for settings in ALL:
         for name, declared in settings.model_fields.items():
             names.add(PREFIX + name.upper())
@@ -116,15 +116,18 @@ def check_port(host: str, port: int, setting: str) -> None:
         )
 
 
-def check_memory(needed: int, free: int) -> None:
+def check_memory(needed: int, free: int, pods: int) -> None:
     """
     Raises:
-        Refused: there is less memory than the pods need. Both in bytes.
+        Refused: there is less memory than all pods together need. Both in bytes.
     """
     if free < needed:
+        who, remedy = (
+            ("the model needs", "") if pods == 1 else (f"{pods} pods need", "start fewer pods (FOREBAY_PODS), ")
+        )
         raise Refused(
-            f"Too little memory: the model needs about {_gb(needed)}, {_gb(free)} are free; "
-            "end other programs, start fewer pods (FOREBAY_PODS) or choose a smaller FOREBAY_MODEL."
+            f"Too little memory: {who} about {_gb(needed)}, {_gb(free)} are free; "
+            f"{remedy}end other programs or choose a smaller FOREBAY_MODEL."
         )
 
 

@@ -18,6 +18,9 @@ from services.common.settings import FleetSettings, GatewaySettings, InferenceSe
 CACHE_PORT = 6379
 """The cache's first choice; the next free one is taken when it is busy, since nothing outside needs to know it."""
 CACHE_HOST = "127.0.0.1"
+UP_GRACE = "6"
+"""Seconds that running requests get, unless the operator says otherwise: two less than elsewhere, since gateways, pods
+and cache are stopped one after the other, and all of it shall take less than ten."""
 TRIES = 1000
 """Ports that are looked at before giving up."""
 CODE = Path(services.__file__).parent.parent
@@ -104,6 +107,8 @@ def environment(base: Mapping[str, str], home: Home, models: Mapping[str, str]) 
         env["FOREBAY_DATABASE_URL"] = f"sqlite:///{home.path / 'forebay.db'}"
     if checks.is_set(env, "FOREBAY_LOG_FILE"):
         env["FOREBAY_LOG_FILE"] = str(Path(env["FOREBAY_LOG_FILE"]).resolve())
+    if not checks.is_set(env, "FOREBAY_SHUTDOWN_GRACE"):
+        env["FOREBAY_SHUTDOWN_GRACE"] = UP_GRACE
     env["TMPDIR"] = str(home.temporary)  # emptied at each start, so that a killed process leaves nothing behind
     env["PYTHONUNBUFFERED"] = "1"
     env["PYTHONSAFEPATH"] = "1"

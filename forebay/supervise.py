@@ -174,9 +174,10 @@ class Supervisor:
                     spawn.terminate(child.process)
                     self._enter(child, "stopping")
             while running := [child for child in group if not self._ended(child)]:
-                if time.monotonic() > deadline or self._presses > presses:
+                urgent = self._presses > presses
+                if urgent or time.monotonic() > deadline:
                     for child in running:
-                        self._say(child.spec.name, "did not end in time: killed")
+                        self._say(child.spec.name, "killed" if urgent else "did not end in time: killed")
                         if child.process:
                             spawn.kill_group(child.process)
                             child.process.wait()

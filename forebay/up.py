@@ -87,7 +87,7 @@ class Stack:
     def _preflight(self) -> None:
         sources = list(self._models.values())
         needed = checks.memory_of(sources[0]) * self._settings.pods
-        checks.check_memory(needed, checks.free_memory())
+        checks.check_memory(needed, checks.free_memory(), self._settings.pods)
         if not any(self._home.models.glob("*/config.json")):
             needed = sum(checks.disk_of(source) for source in sources)
             checks.check_disk(needed, checks.free_disk(self._home.path), self._home.path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -175,6 +176,12 @@ class TestWhatCannotStart:
         up = start_up(model=str(tmp_path / "nowhere"))
         assert up.wait() == 1
         assert f"forebay: There is no model file or folder {tmp_path}/nowhere." in up.output
+
+    def test_too_little_memory_is_one_sentence_with_both_amounts(self, start_up: Start) -> None:
+        up = start_up(pods=10_000)
+        assert up.wait() == 1
+        assert up.output.count("\n") == 1
+        assert re.search(r"10000 pods need about 15000\.0 GB, [\d.]+ GB are free", up.output)
 
     def test_a_wrong_setting_is_one_sentence(self, start_up: Start) -> None:
         up = start_up(pods="many")

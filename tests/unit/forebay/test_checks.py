@@ -63,9 +63,14 @@ def test_a_file_of_a_secret_that_is_missing_is_one_sentence(monkeypatch: pytest.
 
 
 def test_too_little_memory_says_how_much_is_needed_and_how_much_is_there() -> None:
-    checks.check_memory(1_500_000_000, 1_500_000_000)
-    with pytest.raises(checks.Refused, match=r"needs about 1\.5 GB, 0\.9 GB are free"):
-        checks.check_memory(1_500_000_000, 900_000_000)
+    checks.check_memory(1_500_000_000, 1_500_000_000, pods=1)
+    with pytest.raises(checks.Refused, match=r"the model needs about 1\.5 GB, 0\.9 GB are free"):
+        checks.check_memory(1_500_000_000, 900_000_000, pods=1)
+
+
+def test_too_little_memory_for_several_pods_suggests_fewer() -> None:
+    with pytest.raises(checks.Refused, match=r"2 pods need about 3\.0 GB, 2\.0 GB are free; start fewer pods"):
+        checks.check_memory(3_000_000_000, 2_000_000_000, pods=2)
 
 
 def test_too_little_disk_says_how_much_is_needed_and_where(tmp_path: Path) -> None:

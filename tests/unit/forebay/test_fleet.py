@@ -106,6 +106,11 @@ def test_a_database_url_of_the_operator_is_left_alone(home: Home) -> None:
     assert fleet.environment(given, home, {})["FOREBAY_DATABASE_URL"] == "postgresql://db/forebay"
 
 
+def test_requests_get_less_grace_here_unless_the_operator_says_otherwise(home: Home) -> None:
+    assert fleet.environment({}, home, {})["FOREBAY_SHUTDOWN_GRACE"] == "6"
+    assert fleet.environment({"FOREBAY_SHUTDOWN_GRACE": "30"}, home, {})["FOREBAY_SHUTDOWN_GRACE"] == "30"
+
+
 def test_each_pod_has_its_own_ports_and_log(home: Home) -> None:
     ports = fleet.Ports((8080,), (8000, 8001), (9090,), (9091, 9092), None)
     first, second = fleet.pods(home, ports, "127.0.0.1", {})
