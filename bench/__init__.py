@@ -1,0 +1,1 @@
+"""Measurements of Forebay beside something else, in one run on one machine. Nothing of the product imports this."""
