@@ -6,6 +6,7 @@ The order is cache, model, pods, gateways; each is ready before the next is star
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -78,9 +79,11 @@ class Stack:
             except Failure as failure:
                 print(f"\nforebay: {failure}\nStopping …", file=sys.stderr, flush=True)
                 code = 1
-            self._supervisor.stop(max(STOP_LIMIT, self._settings.shutdown_grace + 1))
-            self._home.status_file.unlink(missing_ok=True)
-            shutil.rmtree(self._home.temporary, ignore_errors=True)
+            finally:
+                # Also when the terminal is gone and a print fails.
+                self._supervisor.stop(max(STOP_LIMIT, self._settings.shutdown_grace + 1))
+                self._home.status_file.unlink(missing_ok=True)
+                shutil.rmtree(self._home.temporary, ignore_errors=True)
             print(f"Stopped after {time.monotonic() - self._begin:.0f} s.", flush=True)
         return code
 
@@ -220,10 +223,13 @@ def up(environment: Mapping[str, str]) -> int:
             flush=True,
         )
     try:
-        return Stack(environment).run()
+        stack = Stack(environment)
     except (checks.Refused, state.AlreadyRunning) as refused:
         print(f"forebay: {refused}", file=sys.stderr)
     except OSError as error:
         where = Path(error.filename) if error.filename else "FOREBAY_HOME"
         print(f"forebay: {where} cannot be used: {error.strerror}.", file=sys.stderr)
+    else:
+        with contextlib.suppress(BrokenPipeError):  # whoever read what we say is gone, and everything is stopped
+            return stack.run()
     return 1
