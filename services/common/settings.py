@@ -15,6 +15,8 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "FOREBAY_"
+MAY_HOLD_CREDENTIALS = "may hold credentials"
+"""Marks a URL in which a user's name and password may stand, which makes it a secret."""
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -34,7 +36,11 @@ class SecretFiles(PydanticBaseSettingsSource):
 
 def is_secret(field: FieldInfo) -> bool:
     """Whether the field holds a secret, and so may come from a file and is never shown."""
-    return field.annotation is SecretStr or SecretStr in get_args(field.annotation)
+    return (
+        field.annotation is SecretStr
+        or SecretStr in get_args(field.annotation)
+        or MAY_HOLD_CREDENTIALS in field.metadata
+    )
 
 
 class CommonSettings(BaseSettings):
@@ -82,11 +88,15 @@ class GatewaySettings(CommonSettings):
     gateway_workers: int = Field(1, ge=1, description="Worker processes of one gateway.")
     gateway_connections: int = Field(1000, ge=1, description="Connections that one worker holds at the same time.")
     upstreams: Annotated[list[str], NoDecode] = Field(
-        ["http://127.0.0.1:8000"], description="Base URLs of the inference pods, comma-separated."
+        ["http://127.0.0.1:8000"],
+        description="Base URLs of the inference pods, comma-separated. `dns+http://HOST:PORT` is a pod at each address of "
+        "the name, which is looked up again and again: a headless Service of Kubernetes.",
     )
     upstream_poll_interval: float = Field(1.0, gt=0, description="Seconds between looks at each pod's models and load.")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", description="Redis or Valkey: quotas and response cache.")
-    database_url: str = Field(
+    redis_url: Annotated[str, MAY_HOLD_CREDENTIALS] = Field(
+        "redis://127.0.0.1:6379/0", description="Redis or Valkey: quotas and response cache."
+    )
+    database_url: Annotated[str, MAY_HOLD_CREDENTIALS] = Field(
         "sqlite:///.forebay/forebay.db", description="SQLAlchemy URL of accounts, keys and revocations."
     )
     database_pool_size: int = Field(20, ge=1, description="Connections that one worker keeps to the database server.")

@@ -15,6 +15,7 @@ from services.gateway.identify import Identifier
 from services.gateway.request import Gateway
 from services.gateway.routes import admin, guide, login, openai
 from services.gateway.upstreams.discover import Fleet
+from services.gateway.upstreams.resolve import Source
 from services.web.edge import create_app as create_edge
 
 
@@ -34,7 +35,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         connection=connection,
         quotas=Quotas(connection),
         responses=Responses(connection, ttl=settings.cache_ttl, max_bytes=settings.cache_max_bytes),
-        fleet=Fleet(settings.upstreams, interval=settings.upstream_poll_interval, metrics=metrics),
+        fleet=Fleet(Source(settings.upstreams), interval=settings.upstream_poll_interval, metrics=metrics),
     )
     gateway.fleet.start()
 

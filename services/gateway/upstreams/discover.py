@@ -1,7 +1,4 @@
-"""Which pods there are and what they serve: a static list of URLs, looked at every second.
-
-Anything that yields URLs can stand in the place of the list.
-"""
+"""Which pods there are, which of them take requests, and what they serve: a look at each, every second."""
 
 from __future__ import annotations
 
@@ -9,26 +6,31 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from services.common.metrics import GatewayMetrics
 from services.gateway.upstreams.choose import Upstream
 from services.gateway.upstreams.exchange import Broken, Exchange, Unreachable
+from services.gateway.upstreams.resolve import Source
 
 log = logging.getLogger("forebay.upstreams")
 LOOK_TIMEOUT = 2.0
+LOOKS_AT_ONCE = 32
 
 
 class Fleet:
     """The pods. `start` keeps the picture fresh in the background until `stop`."""
 
-    def __init__(self, urls: Iterable[str], *, interval: float, metrics: GatewayMetrics) -> None:
-        self.upstreams = [Upstream(url) for url in urls]
+    def __init__(self, source: Source, *, interval: float, metrics: GatewayMetrics) -> None:
+        self.upstreams: list[Upstream] = []
         self.known_models: dict[str, dict[str, Any]] = {}
+        self._source = source
         self._interval = interval
         self._metrics = metrics
         self._stopped = threading.Event()
+        # A pod that does not answer must not keep the look at the others waiting.
+        self._lookers = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
 
     def start(self) -> None:
         threading.Thread(target=self._watch, name="fleet", daemon=True).start()
@@ -52,20 +54,27 @@ class Fleet:
         pod.pool.close()
 
     def look(self) -> None:
-        """One look at every pod."""
-        for pod in self.upstreams:
-            try:
-                models = _models_of(pod)
-            except (Unreachable, Broken, TimeoutError, ValueError, KeyError, TypeError) as error:
-                self.lost(pod, f"{type(error).__name__}: {error}")
-                continue
-            if not pod.ready:
-                log.info("pod ready", extra={"upstream": pod.url, "models": sorted(models)})
-            pod.models, pod.ready = models, True
-            self.known_models.update(models)
+        """One look at every pod there is now; pods that are no longer named are dropped."""
+        known = {pod.url: pod for pod in self.upstreams}
+        urls = self._source.urls()
+        self.upstreams = [known.get(url) or Upstream(url) for url in urls]
+        for url in known.keys() - urls:
+            self.lost(known[url], "no longer named")
+        list(self._lookers.map(self._look_at, self.upstreams))
         for name in self.known_models:
             count = sum(pod.ready and name in pod.models for pod in self.upstreams)
             self._metrics.upstreams_ready.labels(name).set(count)
+
+    def _look_at(self, pod: Upstream) -> None:
+        try:
+            models = _models_of(pod)
+        except (Unreachable, Broken, TimeoutError, ValueError, KeyError, TypeError) as error:
+            self.lost(pod, f"{type(error).__name__}: {error}")
+            return
+        if not pod.ready:
+            log.info("pod ready", extra={"upstream": pod.url, "models": sorted(models)})
+        pod.models, pod.ready = models, True
+        self.known_models.update(models)
 
     def _watch(self) -> None:
         while not self._stopped.is_set():

@@ -56,6 +56,12 @@ class TestPods:
             gateway = start_gateway(pod, f"http://127.0.0.1:{free_port()}")
             assert all(chat(gateway).status_code == 200 for _ in range(5))
 
+    def test_a_pod_is_found_by_the_name_of_a_service(self, start_gateway: StartGateway) -> None:
+        with scripted_pod(hello) as pod:
+            port = pod.rpartition(":")[2]
+            gateway = start_gateway(f"dns+http://localhost:{port}")
+            assert chat(gateway).status_code == 200
+
     def test_a_pod_that_is_full_sends_the_request_to_another(self, start_gateway: StartGateway) -> None:
         full = refuse(429, "queue_full", {"Retry-After": "7"})
         with scripted_pod(full) as first, scripted_pod(hello) as second:
