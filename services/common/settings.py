@@ -89,8 +89,8 @@ class GatewaySettings(CommonSettings):
     gateway_connections: int = Field(1000, ge=1, description="Connections that one worker holds at the same time.")
     upstreams: Annotated[list[str], NoDecode] = Field(
         ["http://127.0.0.1:8000"],
-        description="Base URLs of the inference pods, comma-separated. `dns+http://HOST:PORT` is a pod at each address of "
-        "the name, which is looked up again and again: a headless Service of Kubernetes.",
+        description="Base URLs of the inference pods, comma-separated. `dns+http://HOST:PORT` is a pod at each address "
+        "of the name, which is looked up again and again: a headless Service of Kubernetes.",
     )
     upstream_poll_interval: float = Field(1.0, gt=0, description="Seconds between looks at each pod's models and load.")
     redis_url: Annotated[str, MAY_HOLD_CREDENTIALS] = Field(
