@@ -137,10 +137,16 @@ def _read(kind: type[Any]) -> Any:
 
 def _refuse_unsupported(kind: type[GenerationRequest], body: Mapping[str, Any]) -> None:
     for name, value in body.items():
-        if name in INERT or value is None or value in NEUTRAL.get(name, ()):
+        if name in INERT or value is None or _asks_for_nothing(name, value):
             continue
         if name not in kind.model_fields or name in NEUTRAL:
             raise UnsupportedParameter(f"The parameter '{name}' is not supported by this model server.", param=name)
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    # In Python 0 == False, but `logprobs: 0` asks for something and `logprobs: false` does not.
+    neutral = NEUTRAL.get(name, ())
+    return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral)
 
 
 def _timeout(settings: InferenceSettings) -> float:

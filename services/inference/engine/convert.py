@@ -37,7 +37,7 @@ def convert(file: Path, folder: Path) -> None:
         )
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     # The one bar of transformers that its switch does not reach.
-    modeling_gguf_pytorch_utils.tqdm = lambda tensors, **_: tensors  # type: ignore[assignment]
+    modeling_gguf_pytorch_utils.__dict__["tqdm"] = lambda tensors, **_: tensors
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)

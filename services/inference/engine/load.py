@@ -89,6 +89,7 @@ def load(
     folder = resolve(source, settings.home, offline=settings.hub_offline)
     timed("resolve")
     phase("load")
+    use_own_cores()
     device = pick_device(settings.device)
     make_room(weight_bytes(folder, device))
     model = _load_weights(folder, device)
@@ -106,6 +107,18 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def use_own_cores() -> None:
+    """Keeps torch from starting more threads than the container may run at once (cgroup v2).
+
+    torch counts the host's cores, and threads that wait for one another while they have no core cost a hundred times
+    what they save.
+    """
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    quota, period = limit.read_text().split() if limit.is_file() else ("max", "1")
+    if quota != "max":
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), int(quota) // int(period))))
 
 
 def free_memory(device: torch.device) -> int:
@@ -210,11 +223,11 @@ def _pool_blocks(
     model: PreTrainedModel, shapes: list[LayerShape], context: int, settings: InferenceSettings, make_room: MakeRoom
 ) -> int:
     """Enough for a full batch of usual requests, within a share of the free memory and within the models' budget."""
+    token_values = sum(shape.heads * (shape.key_dim + shape.value_dim) for shape in shapes)
+    block_bytes = BLOCK_SIZE * token_values * model.dtype.itemsize
     if settings.kv_blocks is not None:
+        make_room(_weights(model) + settings.kv_blocks * block_bytes)
         return settings.kv_blocks
-    block_bytes = (
-        BLOCK_SIZE * model.dtype.itemsize * sum(shape.heads * (shape.key_dim + shape.value_dim) for shape in shapes)
-    )
     one = -(-min(context, USUAL_CONTEXT) // BLOCK_SIZE)
     wanted = max(settings.max_batch * one, -(-context // BLOCK_SIZE))
     left = make_room(_weights(model) + one * block_bytes)

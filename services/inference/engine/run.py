@@ -44,7 +44,8 @@ class Runner:
             _zeros(count, block_size * shape.key_dim, dtype, device) for count, shape in zip(rows, shapes, strict=True)
         ]
         self._values = [
-            _zeros(count, block_size * shape.value_dim, dtype, device) for count, shape in zip(rows, shapes, strict=True)
+            _zeros(count, block_size * shape.value_dim, dtype, device)
+            for count, shape in zip(rows, shapes, strict=True)
         ]
         self._shapes = shapes
 

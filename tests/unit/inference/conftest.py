@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 # Before anything imports prometheus_client, as `services.web.serve` does for a real pod.
 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="forebay-test-metrics-"))
@@ -21,6 +22,8 @@ from services.inference.engine.engine import Engine
 from services.inference.engine.load import load
 from tests.unit.inference.tiny import save_tiny
 
+# Tiny models gain nothing from threads, and beside other work on the machine lose much by them.
+torch.set_num_threads(1)
 numbers = itertools.count()
 
 

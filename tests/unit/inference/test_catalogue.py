@@ -28,7 +28,9 @@ def test_the_order_is_kept_since_the_first_is_loaded_at_start() -> None:
     assert list(parse_catalogue("z=/1,a=/2,m=/3")) == ["z", "a", "m"]
 
 
-@pytest.mark.parametrize(("text", "why"), [("", "no model"), (" , ", "no model"), ("a=", "no source"), ("/x/a,/y/a", "two models")])
+@pytest.mark.parametrize(
+    ("text", "why"), [("", "no model"), (" , ", "no model"), ("a=", "no source"), ("/x/a,/y/a", "two models")]
+)
 def test_a_catalogue_that_cannot_be_meant_is_refused_in_a_sentence(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_catalogue(text)

@@ -25,9 +25,7 @@ def completion(prompt: Any) -> list[int]:
 
 def test_a_conversation_follows_the_models_template() -> None:
     shown = chat({"role": "system", "content": "Be kind."}, {"role": "user", "content": "海"})
-    assert shown == (
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n海<|im_end|>\n<|im_start|>assistant\n"
-    )
+    assert shown == ("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n海<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_text_parts_are_joined() -> None:

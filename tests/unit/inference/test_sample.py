@@ -61,9 +61,7 @@ def test_a_token_of_probability_zero_is_never_drawn() -> None:
 
 @given(seed=st.integers(-(2**63), 2**64 - 1), index=st.integers(0, 2**31), others=st.integers(0, 6), place=st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_row_is_drawn_the_same_alone_and_in_company(
-    seed: int, index: int, others: int, place: st.DataObject
-) -> None:
+def test_a_row_is_drawn_the_same_alone_and_in_company(seed: int, index: int, others: int, place: st.DataObject) -> None:
     rule = Sampling(temperature=0.9, top_k=20, top_p=0.9, seed=seed)
     logits = torch.randn(others + 1, 50, generator=torch.Generator().manual_seed(index))
     at = place.draw(st.integers(0, others))

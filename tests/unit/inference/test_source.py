@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from services.inference import prepare
-from services.inference.engine import source
+from services.inference.engine import convert, source
 from services.inference.engine.source import SourceError, resolve
 
 
@@ -25,8 +26,6 @@ def gguf(tmp_path: Path) -> Path:
 @pytest.fixture
 def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replaces the conversion, which takes seconds, by a note of the file; the real one is in the integration tests."""
-    from services.inference.engine import convert
-
     found: list[Path] = []
 
     def note(file: Path, folder: Path) -> None:
@@ -62,8 +61,6 @@ def test_a_moved_file_is_the_same_model(gguf: Path, tmp_path: Path, conversions:
 def test_a_conversion_that_fails_leaves_nothing_behind(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from services.inference.engine import convert
-
     def fail(_file: Path, folder: Path) -> None:
         folder.mkdir()
         (folder / "half").write_text("half")
@@ -125,8 +122,6 @@ def test_what_is_not_a_model_is_refused_in_a_sentence(
 
 
 def test_the_hub_is_not_asked_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
     def no_network(name: str, **given: Any) -> str:
         assert given["local_files_only"]
         raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
@@ -148,11 +143,7 @@ def test_a_file_that_is_not_gguf_is_refused_in_a_sentence(gguf: Path, tmp_path: 
         resolve(str(gguf), tmp_path / "home")
 
 
-def test_too_little_disk_is_said_before_anything_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from services.inference.engine import convert
-
+def test_too_little_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert.shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(1, 1, 5_000_000))
     with pytest.raises(SourceError, match=r"Too little disk: .* 0\.0 GB are free"):
         resolve("bundled", tmp_path)

@@ -1,0 +1,245 @@
+"""The routes, over a tiny real model, without a server: what is refused, what is answered, what is logged."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+from prometheus_client import REGISTRY
+
+from services.common import sse
+from services.common.settings import InferenceSettings
+from services.inference.app import create_app
+
+MODEL = "tiny-llama"
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture(scope="module")
+def client(tiny_folder: Path) -> Iterator[FlaskClient]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    known = set(REGISTRY._collector_to_names)
+    app = create_app(InferenceSettings(model=str(tiny_folder), kv_blocks=64, device="cpu"))
+    yield app.test_client()
+    app.extensions["forebay.models"].close()
+    # The process outlives this application: others in the same run set up log and metrics anew.
+    root.handlers[:], root.level = before
+    for collector in set(REGISTRY._collector_to_names) - known:
+        REGISTRY.unregister(collector)
+
+
+def chat(client: FlaskClient, **more: Any) -> Any:
+    return client.post("/v1/chat/completions", json={"model": MODEL, "messages": HI, "max_tokens": 6} | more)
+
+
+def complete(client: FlaskClient, **more: Any) -> Any:
+    return client.post("/v1/completions", json={"model": MODEL, "prompt": "Hi", "max_tokens": 6} | more)
+
+
+def events(response: Any) -> list[sse.Event]:
+    return list(sse.Parser().feed(response.data))
+
+
+def test_a_chat_is_answered(client: FlaskClient) -> None:
+    body = chat(client).json
+    assert body["object"] == "chat.completion"
+    assert body["model"] == MODEL
+    assert body["choices"][0]["message"]["role"] == "assistant"
+    assert body["choices"][0]["finish_reason"] == "length"
+    assert body["usage"]["completion_tokens"] == 6
+
+
+def test_a_completion_is_answered(client: FlaskClient) -> None:
+    body = complete(client, prompt=[5, 6, 7]).json
+    assert body["object"] == "text_completion"
+    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+
+
+def test_max_completion_tokens_is_understood(client: FlaskClient) -> None:
+    assert chat(client, max_tokens=None, max_completion_tokens=3).json["usage"]["completion_tokens"] == 3
+
+
+def test_without_a_limit_the_answer_may_fill_the_context(client: FlaskClient) -> None:
+    usage = complete(client, max_tokens=None, prompt=[1] * 500, temperature=0).json["usage"]
+    assert usage["total_tokens"] <= 512
+
+
+def test_a_limit_beyond_the_context_is_cut(client: FlaskClient) -> None:
+    assert complete(client, max_tokens=100_000, prompt=[1] * 505, temperature=0).json["usage"]["total_tokens"] <= 512
+
+
+def test_a_stream_has_role_deltas_finish_usage_and_end(client: FlaskClient) -> None:
+    response = chat(client, stream=True, stream_options={"include_usage": True}, seed=1)
+    assert response.content_type == "text/event-stream; charset=utf-8"
+    assert response.headers["X-Accel-Buffering"] == "no"
+    *chunks, end = events(response)
+    assert end.done
+    bodies = [json.loads(chunk.data or b"") for chunk in chunks]
+    assert bodies[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert bodies[-2]["choices"][0]["finish_reason"] == "length"
+    assert bodies[-1]["choices"] == []
+    assert bodies[-1]["usage"]["completion_tokens"] == 6
+
+
+def test_a_stream_says_the_same_as_the_whole_answer(client: FlaskClient) -> None:
+    whole = chat(client, seed=7).json["choices"][0]["message"]["content"]
+    bodies = [json.loads(event.data or b"") for event in events(chat(client, seed=7, stream=True))[:-1]]
+    assert "".join(body["choices"][0]["delta"].get("content", "") for body in bodies) == whole
+
+
+def test_notes_count_the_tokens_and_carry_each_id_once(client: FlaskClient) -> None:
+    notes = [event.note for event in events(chat(client, seed=7, stream=True)) if event.note]
+    ids = [token for note in notes for token in note["token_ids"]]
+    counts = [note["completion_tokens"] for note in notes]
+    assert len(ids) == counts[-1] == 6
+    assert counts == sorted(counts)
+
+
+def test_a_completion_stream_ends_without_usage_where_none_was_asked(client: FlaskClient) -> None:
+    bodies = [json.loads(event.data or b"") for event in events(complete(client, stream=True))[:-1]]
+    assert all(body["object"] == "text_completion" and "usage" not in body for body in bodies)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"tool_choice": "required"},
+        {"response_format": {"type": "json_object"}},
+        {"logprobs": True},
+        {"top_logprobs": 2},
+        {"logit_bias": {"5": 1}},
+        {"presence_penalty": 0.5},
+        {"frequency_penalty": -0.5},
+        {"n": 2},
+        {"min_p": 0.1},
+        {"reasoning_effort": "high"},
+        {"no_such_parameter": 1},
+    ],
+    ids=lambda field: next(iter(field)),
+)
+def test_a_parameter_that_is_not_supported_is_refused_by_name(client: FlaskClient, field: dict[str, Any]) -> None:
+    response = chat(client, **field)
+    assert response.status_code == 400
+    assert response.json["error"]["code"] == "unsupported_parameter"
+    assert response.json["error"]["param"] == next(iter(field))
+
+
+@pytest.mark.parametrize("field", [{"suffix": "x"}, {"echo": True}, {"best_of": 2}, {"logprobs": 0}])
+def test_a_completion_parameter_that_is_not_supported_is_refused_by_name(
+    client: FlaskClient, field: dict[str, Any]
+) -> None:
+    assert complete(client, **field).json["error"]["param"] == next(iter(field))
+
+
+def test_what_asks_for_nothing_is_accepted(client: FlaskClient) -> None:
+    neutral = {
+        "n": 1,
+        "tools": [],
+        "tool_choice": "none",
+        "response_format": {"type": "text"},
+        "logprobs": False,
+        "logit_bias": {},
+        "presence_penalty": 0.0,
+        "user": "someone",
+        "cache_salt": "salt",
+        "metadata": {"a": "b"},
+        "reasoning_effort": None,
+    }
+    assert chat(client, **neutral).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"temperature": 3}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(client: FlaskClient, field: dict[str, Any], param: str) -> None:
+    response = chat(client, **field)
+    assert response.status_code == 400
+    assert response.json["error"]["param"] == param
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"text"', b"\xff\xfe\0", b'{"model": NaN}'])
+def test_what_is_not_a_json_object_is_refused(client: FlaskClient, body: bytes) -> None:
+    response = client.post("/v1/chat/completions", data=body)
+    assert (response.status_code, response.json["error"]["code"]) == (400, "malformed_json")
+
+
+def test_text_that_is_not_unicode_is_refused(client: FlaskClient) -> None:
+    assert client.post("/v1/completions", data=b'{"model": "tiny-llama", "prompt": "\\ud800"}').status_code == 400
+
+
+def test_a_prompt_too_long_names_both_numbers(client: FlaskClient) -> None:
+    error = complete(client, prompt=[1] * 512).json["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    assert error["message"].count("512") == 2
+    assert chat(client, messages=[{"role": "user", "content": "x" * 600}]).json["error"]["param"] == "messages"
+
+
+def test_an_unknown_model_is_not_found(client: FlaskClient) -> None:
+    response = chat(client, model="none-such")
+    assert (response.status_code, response.json["error"]["code"]) == (404, "model_not_found")
+
+
+def test_time_that_is_over_is_answered_504(client: FlaskClient) -> None:
+    for stream in (False, True):
+        response = client.post(
+            "/v1/chat/completions",
+            json={"model": MODEL, "messages": HI, "stream": stream},
+            headers={"X-Forebay-Timeout": "0"},
+        )
+        assert (response.status_code, response.json["error"]["code"]) == (504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize("given", ["soon", "-1", "nan", "inf", ""])
+def test_a_timeout_that_is_no_number_of_seconds_is_refused(client: FlaskClient, given: str) -> None:
+    response = client.post(
+        "/v1/completions", json={"model": MODEL, "prompt": "x"}, headers={"X-Forebay-Timeout": given}
+    )
+    assert response.status_code == 400
+
+
+def test_models_are_listed_and_shown(client: FlaskClient) -> None:
+    listed = client.get("/v1/models").json["data"]
+    assert [model["id"] for model in listed] == [MODEL]
+    assert listed[0]["object"] == "model"
+    assert client.get(f"/v1/models/{MODEL}").json["id"] == MODEL
+    assert client.get("/v1/models/none-such").status_code == 404
+
+
+def test_the_log_line_has_counts_and_no_text(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
+    secret = "a very private sentence"
+    with caplog.at_level(logging.DEBUG):
+        chat(client, messages=[{"role": "user", "content": secret}]).close()
+        stream = chat(client, messages=[{"role": "user", "content": secret}], stream=True)
+        assert events(stream)[-1].done
+        stream.close()
+        chat(client, messages=[{"role": "user", "content": secret}], n=3).close()
+    lines = [vars(record) for record in caplog.records if record.name == "forebay.access"]
+    for line in lines[:2]:
+        assert (line["model"], line["completion_tokens"], line["outcome"]) == (MODEL, 6, "length")
+        assert line["prompt_tokens"] > len(secret)
+        assert line["ttft"] > 0
+    assert lines[2]["error"] == "unsupported_parameter"
+    assert secret not in str([vars(record) for record in caplog.records])
+
+
+def test_a_stream_that_is_dropped_frees_its_slot(client: FlaskClient) -> None:
+    with client.application.extensions["forebay.models"].use(MODEL, float("inf")) as engine:
+        response = chat(client, stream=True, max_tokens=400)
+        response.close()
+        # A request that ends after it, ends after the other's last step.
+        assert complete(client).status_code == 200
+        assert not engine._active

@@ -1,0 +1,154 @@
+"""The models of a pod: loaded once, evicted when memory is short, refused in a sentence."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.common.errors import ApiError, DeadlineExceeded, ModelNotFound, UpstreamUnavailable
+from services.common.metrics import EngineMetrics
+from services.common.settings import InferenceSettings
+from services.inference.engine import load
+from services.inference.models import Models
+
+StartModels = Callable[..., Models]
+
+
+@pytest.fixture
+def start_models(tiny_folder: Path) -> Iterator[StartModels]:
+    """Makes a catalogue over the tiny Llama under several names; settings by keyword."""
+    made = []
+
+    def start(names: tuple[str, ...] = ("first", "second"), source: str = str(tiny_folder), **given: Any) -> Models:
+        settings = InferenceSettings(**({"kv_blocks": 16, "device": "cpu"} | given))
+        made.append(Models(dict.fromkeys(names, source), settings, EngineMetrics(CollectorRegistry())))
+        return made[-1]
+
+    yield start
+    for models in made:
+        models.close()
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sources that are loaded, as they are."""
+    real, found = load.load, []
+
+    def counted(source: str, *args: Any, **kwargs: Any) -> Any:
+        found.append(source)
+        return real(source, *args, **kwargs)
+
+    monkeypatch.setattr(load, "load", counted)
+    return found
+
+
+def soon() -> float:
+    return time.monotonic() + 30
+
+
+def use(models: Models, name: str) -> str:
+    with models.use(name, soon()) as engine:
+        return engine.name
+
+
+def states(models: Models) -> dict[str, str]:
+    return {name: more["state"] for name, more in models.describe().items()}
+
+
+def test_the_first_model_is_loaded_at_start_and_then_the_pod_is_ready(start_models: StartModels) -> None:
+    models = start_models()
+    assert models.status() == ({"status": "loading", "phase": "resolve"}, 503)
+    models.start()
+    assert use(models, "first") == "first"
+    assert models.status() == ({"status": "ready", "models": ["first", "second"]}, 200)
+    assert states(models) == {"first": "loaded", "second": "not loaded"}
+
+
+def test_another_model_is_loaded_when_it_is_asked_for(start_models: StartModels) -> None:
+    models = start_models()
+    assert use(models, "second") == "second"
+    assert states(models)["second"] == "loaded"
+
+
+def test_requests_at_the_same_time_wait_for_one_load(start_models: StartModels, loads: list[str]) -> None:
+    models = start_models()
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: use(models, "second"), range(8))) == ["second"] * 8
+    assert len(loads) == 1
+
+
+def test_who_waits_for_a_load_gives_up_at_the_deadline_while_it_goes_on(
+    start_models: StartModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, go_on = load.load, threading.Event()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        go_on.wait(30)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(load, "load", slow)
+    models = start_models()
+    with pytest.raises(DeadlineExceeded), models.use("first", time.monotonic() + 0.01):
+        pass
+    assert states(models)["first"] == "loading"
+    go_on.set()
+    assert use(models, "first") == "first"
+
+
+def test_an_unknown_model_is_not_found(start_models: StartModels) -> None:
+    with pytest.raises(ModelNotFound):
+        use(start_models(), "third")
+
+
+def test_a_model_that_cannot_be_loaded_is_said_so_and_tried_again_later(
+    start_models: StartModels, tmp_path: Path, loads: list[str]
+) -> None:
+    models = start_models(source=str(tmp_path / "missing"))
+    for _ in range(2):
+        with pytest.raises(UpstreamUnavailable, match="There is no model file or folder"):
+            use(models, "first")
+    assert len(loads) == 2
+    assert models.status() == (
+        {"status": "failed", "reason": f"There is no model file or folder {tmp_path / 'missing'}."},
+        503,
+    )
+
+
+def test_the_idle_model_used_longest_ago_is_evicted_for_another(start_models: StartModels) -> None:
+    one = start_models()
+    use(one, "first")
+    size = one._slots["first"].engine.loaded.bytes  # type: ignore[union-attr]
+
+    models = start_models(("a", "b", "c"), model_memory=int(size * 2.9))
+    for name in ("a", "b", "a", "c"):
+        use(models, name)
+    assert states(models) == {"a": "loaded", "b": "not loaded", "c": "loaded"}
+    assert use(models, "b") == "b"
+
+
+def test_a_model_in_use_is_not_evicted(start_models: StartModels) -> None:
+    one = start_models()
+    use(one, "first")
+    size = one._slots["first"].engine.loaded.bytes  # type: ignore[union-attr]
+
+    models = start_models(("a", "b"), model_memory=int(size * 1.5))
+    with models.use("a", soon()):
+        with pytest.raises(ApiError, match="does not fit into memory"):
+            use(models, "b")
+        assert states(models)["a"] == "loaded"
+    assert use(models, "b") == "b"
+    assert states(models)["a"] == "not loaded"
+
+
+def test_a_pod_that_drains_is_not_ready(start_models: StartModels) -> None:
+    models = start_models()
+    use(models, "first")
+    models.drain()
+    assert models.status()[1] == 503
