@@ -150,6 +150,24 @@ def test_what_does_not_end_in_time_is_killed(crew: Crew) -> None:
     assert ("pod-1", "did not end in time: killed") in crew.said
 
 
+def test_a_signal_while_stopping_kills_at_once(crew: Crew) -> None:
+    child = crew.start("trap '' TERM; echo up; while :; do sleep 0.01; done")
+    crew.turn_until(lambda: "up" in child.spec.log.read_text())
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    crew.supervisor.stop(1000)
+    assert ("pod-1", "killed") in crew.said
+
+
+def test_signals_close_together_count_as_one(crew: Crew) -> None:
+    script = "trap 'echo asked; exit 0' TERM; echo up; while :; do sleep 0.01; done"
+    child = crew.start(script)
+    crew.turn_until(lambda: "up" in child.spec.log.read_text())
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    crew.supervisor.stop(1000)
+    assert "asked" in child.spec.log.read_text()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_stop_ends_the_wait_at_once(crew: Crew, number: signal.Signals) -> None:
     crew.start(SLEEP)
