@@ -159,13 +159,15 @@ def test_a_signal_while_stopping_kills_at_once(crew: Crew) -> None:
 
 
 def test_signals_close_together_count_as_one(crew: Crew) -> None:
-    script = "trap 'echo asked; exit 0' TERM; echo up; while :; do sleep 0.01; done"
+    # What it does when it is told to end: the second signal, while it takes its time.
+    script = (
+        f"trap 'kill -TERM {os.getpid()}; sleep 0.2; echo done; exit 0' TERM; echo up; while :; do sleep 0.01; done"
+    )
     child = crew.start(script)
     crew.turn_until(lambda: "up" in child.spec.log.read_text())
     os.kill(os.getpid(), signal.SIGINT)
-    threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
     crew.supervisor.stop(1000)
-    assert "asked" in child.spec.log.read_text()
+    assert "done" in child.spec.log.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
