@@ -140,6 +140,11 @@ class InferenceSettings(CommonSettings):
         description="What to serve: `bundled` (SmolLM2-135M-Instruct), a hub id, a local folder or a GGUF file; "
         "`name=source` gives it a name, a comma separates several, of which the first is loaded at start.",
     )
+    bundled_model: Path | None = Field(
+        None,
+        description="A folder that holds the bundled model converted already; images carry one, so that a pod starts "
+        "from it at once and writes nothing. By default it is converted into the home folder, once.",
+    )
     model_memory: int | None = Field(
         None, gt=0, description="Bytes all loaded models may take together; by default 80% of what is free at start."
     )

@@ -24,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
         sources = parse_catalogue(source).values()
         for one in sources:
             _say(f"resolve: {one}")
-            folder = resolve(one, settings.home, offline=settings.hub_offline, report=_say)
+            folder = resolve(
+                one, settings.home, bundled=settings.bundled_model, offline=settings.hub_offline, report=_say
+            )
             sys.stdout.write(f"{folder.resolve()}\n")
     except (SourceError, ValueError, OSError) as error:
         _say(str(error))

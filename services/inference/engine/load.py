@@ -86,7 +86,7 @@ def load(
         seconds[name], clock = time.monotonic() - clock, time.monotonic()
 
     phase("resolve")
-    folder = resolve(source, settings.home, offline=settings.hub_offline)
+    folder = resolve(source, settings.home, bundled=settings.bundled_model, offline=settings.hub_offline)
     timed("resolve")
     phase("load")
     use_own_cores()

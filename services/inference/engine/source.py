@@ -31,19 +31,27 @@ class SourceError(Exception):
     """The model cannot be had; says why in one sentence, for the operator."""
 
 
-def resolve(source: str, home: Path, *, offline: bool = False, report: Report = lambda _line: None) -> Path:
+def resolve(
+    source: str,
+    home: Path,
+    *,
+    bundled: Path | None = None,
+    offline: bool = False,
+    report: Report = lambda _line: None,
+) -> Path:
     """The folder of the model that `source` names; makes it where it is not there yet.
 
     Args:
         source: `bundled`, a GGUF file, a local folder, or a hub id such as `org/name`.
         home: folder for local state; a converted model is kept under `models/` in it.
+        bundled: folder that holds the bundled model converted already, as images carry it; nothing is written then.
         offline: never ask the hub.
 
     Raises:
         SourceError: there is no such model, it is in a format that is not read, or there is too little disk.
     """
     if source == BUNDLED:
-        return _converted(_bundled_file(), home, report)
+        return _checked(bundled) if bundled else _converted(_bundled_file(), home, report)
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() == ".gguf":
         return _converted(path, home, report)

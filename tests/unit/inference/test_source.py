@@ -171,3 +171,18 @@ def test_what_is_prepared_already_is_found_without_importing_torch(tiny_folder: 
         f"assert prepare.main([{str(tiny_folder)!r}]) == 0; assert not {{'torch', 'gguf', 'flask'}} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=60)
+
+
+def test_a_bundled_model_that_is_there_converted_is_taken_as_it_is_and_nothing_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / "bundled"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"")
+
+    assert resolve("bundled", tmp_path / "home", bundled=folder) == folder
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_bundled_folder_without_a_model_is_refused_rather_than_converted_in_silence(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no config\.json"):
+        resolve("bundled", tmp_path / "home", bundled=tmp_path)
