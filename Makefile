@@ -10,7 +10,7 @@ DEVELOPMENT := $(VENV)/.installed-development
 PYTEST := $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit lint format docs bench constraints clean
+.PHONY: help run test test-unit lint format docs dashboards bench constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ format: $(DEVELOPMENT) ## format the code and sort the imports
 
 docs: $(DEVELOPMENT) ## write the generated pages anew: docs/settings.md, docs/metrics.md
 	$(VENV)/bin/python docs/generate.py
+
+dashboards: $(DEVELOPMENT) ## write rules and dashboards anew: grafana/, helm/forebay/files/ (RUNBOOKS=URL links them)
+	$(VENV)/bin/python -m grafana.generate --runbooks '$(RUNBOOKS)'
 
 bench: $(RUNTIME) ## measure tokens/s, time to first token and time per token
 	@exec $(VENV)/bin/python -m bench.serve

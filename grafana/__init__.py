@@ -1,0 +1,11 @@
+"""Dashboards, recording rules and alerts as code; `make dashboards` writes what Grafana and Prometheus read.
+
+    config    what to tune: objectives, windows, where the runbooks are
+    queries   the PromQL that rules and panels are put together from
+    rules     recording rules and alerts
+    panels    Grafana's JSON, as small functions
+    overview  the dashboard "Service overview"
+    generate  writes the files
+
+Imports nothing of the services; a test holds every metric named here against `services/common/metrics.py`.
+"""
