@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -154,7 +155,10 @@ def cache_password(home: Home) -> str:
 
 
 def pods(home: Home, ports: Ports, host: str, env: Mapping[str, str]) -> list[Spec]:
-    """The inference pods."""
+    """The inference pods, which share the cores: torch would give all of them to each, and they would wait in turn."""
+    shared = {**env}
+    if len(ports.pods) > 1 and not checks.is_set(env, "OMP_NUM_THREADS"):
+        shared["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // len(ports.pods)))
     return [
         _server(
             "pod",
@@ -163,7 +167,7 @@ def pods(home: Home, ports: Ports, host: str, env: Mapping[str, str]) -> list[Sp
             host=host,
             port=port,
             metrics_port=metrics_port,
-            env={**env, "FOREBAY_INFERENCE_PORT": str(port)},
+            env={**shared, "FOREBAY_INFERENCE_PORT": str(port)},
         )
         for number, (port, metrics_port) in enumerate(zip(ports.pods, ports.pod_metrics, strict=True), start=1)
     ]

@@ -120,6 +120,13 @@ def test_each_pod_has_its_own_ports_and_log(home: Home) -> None:
     assert first.log != second.log
 
 
+def test_several_pods_share_the_cores_and_one_has_them_all(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet.os, "sched_getaffinity", lambda _pid: set(range(8)))
+    two = fleet.pods(home, fleet.Ports((1,), (2, 3), (4,), (5, 6), None), "127.0.0.1", {})
+    one = fleet.pods(home, fleet.Ports((1,), (2,), (4,), (5,), None), "127.0.0.1", {})
+    assert [spec.env.get("OMP_NUM_THREADS") for spec in (*two, *one)] == ["4", "4", None]
+
+
 def test_each_gateway_knows_all_pods_and_the_one_cache(home: Home) -> None:
     ports = fleet.Ports((8080, 8081), (8000, 8001), (9090, 9091), (9092, 9093), None)
     gateways = fleet.gateways(home, ports, "0.0.0.0", {}, "redis://x")
