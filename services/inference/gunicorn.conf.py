@@ -11,9 +11,9 @@ from typing import Any
 from services.common.settings import InferenceSettings
 from services.web import serve
 
-# torch's threads wait for each other several hundred times a step. By default they spin meanwhile, and when anything else
-# wants a core the one that is waited for does not get it: a step then takes several times as long. Must be set before
-# torch is loaded.
+# torch's threads wait for each other several hundred times a step. By default they spin meanwhile, and when anything
+# else wants a core, the one that is waited for does not get it: a step then takes several times as long. Must be set
+# before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings = InferenceSettings()

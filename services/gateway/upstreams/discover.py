@@ -84,9 +84,11 @@ class Fleet:
 
 def _models_of(pod: Upstream) -> dict[str, dict[str, Any]]:
     # Engines other than ours have no /readyz; one that lists its models takes requests.
-    ready = _get(pod, "/readyz")
-    if ready[0] not in (200, 404):
-        raise Unreachable(f"not ready, {ready[0]}")
+    status, body = _get(pod, "/readyz")
+    if status not in (200, 404):
+        raise Unreachable(f"not ready, {status}")
+    if status == 200 and pod.models and pod.models.keys() == set(json.loads(body).get("models", ())):
+        return pod.models
     status, body = _get(pod, "/v1/models")
     if status != 200:
         raise Unreachable(f"/v1/models answers {status}")
