@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from services.cache.responses import answer_key
 from services.cache.windows import Limits, Reservation
@@ -15,9 +14,7 @@ from services.common.errors import RateLimited
 from services.common.wire import ChatRequest, CompletionRequest
 from services.gateway.call import Call
 from services.gateway.identify import Principal, require
-
-if TYPE_CHECKING:
-    from services.gateway.request import Gateway
+from services.gateway.parts import Gateway
 
 CHARACTERS_PER_TOKEN = 4
 """For the reservation only, which is replaced by the engine's count; English text has about four."""

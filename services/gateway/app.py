@@ -12,7 +12,7 @@ from services.common.settings import GatewaySettings
 from services.common.telemetry import configure_logging
 from services.gateway.accounts import open_accounts
 from services.gateway.identify import Identifier
-from services.gateway.request import Gateway
+from services.gateway.parts import Gateway
 from services.gateway.routes import admin, guide, login, openai
 from services.gateway.upstreams.discover import Fleet
 from services.gateway.upstreams.resolve import Source

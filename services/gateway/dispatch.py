@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from http.client import HTTPResponse
-from typing import TYPE_CHECKING
 
 from services.common import sse
 from services.common.errors import (
@@ -21,11 +20,9 @@ from services.gateway.call import Call, Reply, Spent
 from services.gateway.hangup import HangupWatch
 from services.gateway.identify import Principal
 from services.gateway.observe import observe, usage_of
+from services.gateway.parts import Gateway
 from services.gateway.upstreams.choose import Upstream, choose
 from services.gateway.upstreams.exchange import Broken, Exchange, Unreachable
-
-if TYPE_CHECKING:
-    from services.gateway.request import Gateway
 
 PATHS = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
 MAX_TRIES = 3

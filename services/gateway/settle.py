@@ -4,15 +4,12 @@ call, when its last byte has gone or it has failed."""
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from services.common.errors import ApiError, DeadlineExceeded
 from services.gateway.admit import Admission
 from services.gateway.call import Call, Spent
+from services.gateway.parts import Gateway
 from services.gateway.recall import whole_answer
-
-if TYPE_CHECKING:
-    from services.gateway.request import Gateway
 
 
 def settle(

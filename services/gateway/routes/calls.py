@@ -12,7 +12,7 @@ from services.common.errors import InvalidRequest
 from services.common.telemetry import TIMEOUT_HEADER
 from services.common.wire import ChatRequest, CompletionRequest, Kind, validate
 from services.gateway.call import Call, Reply
-from services.gateway.request import Gateway
+from services.gateway.parts import Gateway
 
 
 def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:

@@ -15,7 +15,8 @@ from services.common import sse
 from services.common.errors import UpstreamUnavailable
 from services.common.wire import WireModel, parse_json, validate
 from services.gateway.call import Reply
-from services.gateway.request import Gateway, answer
+from services.gateway.parts import Gateway
+from services.gateway.request import answer
 from services.gateway.routes.calls import finish, read_call, stream
 
 

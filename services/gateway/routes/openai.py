@@ -7,7 +7,8 @@ from flask import Blueprint, Response, jsonify, request
 from services.common.errors import ModelNotFound
 from services.common.wire import model_list, parse_json
 from services.gateway.identify import require
-from services.gateway.request import Gateway, answer
+from services.gateway.parts import Gateway
+from services.gateway.request import answer
 from services.gateway.routes.calls import read_call, respond
 
 
