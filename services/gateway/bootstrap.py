@@ -1,7 +1,10 @@
 """First start: an admin with a generated password, and a demo tenant with a key. Doing it again changes nothing.
 
-`python -m services.gateway.bootstrap --key-file PATH` does it from a shell or a Kubernetes Job, with the settings of
-the environment, and prints what there is now as one line of JSON; the password only by the run that made it.
+`python -m services.gateway.bootstrap --key-file PATH` does it from a shell, with the settings of the environment, and
+prints what there is now as one line of JSON; the password only by the run that made it.
+
+In a cluster the password and the key are made before, in a Secret: `--given-password FILE --given-key FILE` takes them
+from there, and prints neither.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from pydantic import ValidationError
 from services.common.errors import Conflict
 from services.common.settings import GatewaySettings
 from services.gateway.accounts import PLATFORM, Accounts, open_accounts
+from services.gateway.accounts.credentials import key_prefix
 
 ADMIN = "admin"
 DEMO = "demo"
@@ -62,6 +66,37 @@ def bootstrap(settings: GatewaySettings, key_file: Path, *, reset_admin: bool = 
         return Bootstrapped(ADMIN, password, _ensure_demo_key(accounts, key_file))
 
 
+def bootstrap_given(settings: GatewaySettings, password: str, key: str) -> None:
+    """Makes what is missing of the admin, the demo tenant and its key, with a password and a key that others made.
+
+    The password is only for an admin that is not there yet: one that was changed since stays. Another key than before
+    takes the place of the old one, which is revoked; a given key that was revoked stays so.
+
+    Raises:
+        ValueError: the password is empty, or the key has not the form of one.
+        sqlalchemy.exc.SQLAlchemyError: the database can't be reached or written.
+    """
+    if not password:
+        raise ValueError("the given password is empty")
+    if key_prefix(key) is None:
+        raise ValueError("the given key has not the form of one: fb-, 8 of a-z2-7, -, 43 of A-Za-z0-9_-")
+    accounts = open_accounts(
+        settings.database_url,
+        pool_size=settings.database_pool_size,
+        key_secret=settings.key_secret.get_secret_value(),
+    )
+    with closing(accounts):
+        for tenant in (PLATFORM, DEMO):
+            _ensure_tenant(accounts, tenant)
+        _ensure_admin(accounts, reset=False, given=password)
+        if accounts.find_key(key) is None:
+            try:
+                accounts.create_key(DEMO, DEMO, plain=key)
+            except Conflict:
+                return  # another process was faster
+            _revoke_demo_keys(accounts, but=key_prefix(key))
+
+
 def _ensure_tenant(accounts: Accounts, name: str) -> None:
     if accounts.tenants(only=name):
         return
@@ -71,11 +106,11 @@ def _ensure_tenant(accounts: Accounts, name: str) -> None:
         return  # another process was faster
 
 
-def _ensure_admin(accounts: Accounts, *, reset: bool) -> str | None:
+def _ensure_admin(accounts: Accounts, *, reset: bool, given: str | None = None) -> str | None:
     admin = accounts.find_user(ADMIN)
     if admin is not None and not reset:
         return None
-    password = secrets.token_urlsafe(18)
+    password = given or secrets.token_urlsafe(18)
     if admin is not None:
         accounts.update_user(admin.id, disabled=False, password=password)
         return password
@@ -95,16 +130,16 @@ def _ensure_demo_key(accounts: Accounts, key_file: Path) -> str:
     fresh, plain = accounts.create_key(DEMO, DEMO)
     _write_secret(key_file, plain)
     # Only now, so that a process that dies on the way leaves no file with a key that is not good.
-    for key in _every_demo_key(accounts):
-        if key != fresh.id:
-            accounts.revoke_key(key)
+    _revoke_demo_keys(accounts, but=fresh.prefix)
     return plain
 
 
-def _every_demo_key(accounts: Accounts) -> Iterator[str]:
+def _revoke_demo_keys(accounts: Accounts, *, but: str | None) -> None:
     after: str | None = None
     while page := accounts.keys(tenant=DEMO, after=after):
-        yield from (key.id for key in page if key.name == DEMO and key.revoked_at is None)
+        for key in page:
+            if key.name == DEMO and key.revoked_at is None and key.prefix != but:
+                accounts.revoke_key(key.id)
         after = page[-1].id
 
 
@@ -133,18 +168,36 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _read(path: Path) -> str:
+    return path.read_text().strip()
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command line. Exit status 0, or 2 when settings are missing or wrong."""
+    """The command line. Exit status 0, or 2 when settings or what is given are missing or wrong."""
     parser = argparse.ArgumentParser(prog="python -m services.gateway.bootstrap", description=__doc__)
-    parser.add_argument("--key-file", type=Path, required=True, help="file that holds the demo tenant's API key")
+    key = parser.add_mutually_exclusive_group(required=True)
+    key.add_argument(
+        "--key-file", type=Path, help="file that holds the demo tenant's API key, made where it is missing"
+    )
+    key.add_argument("--given-key", type=Path, help="file with an API key that becomes the demo tenant's")
+    parser.add_argument("--given-password", type=Path, help="file with the admin's first password")
     parser.add_argument("--reset-admin", action="store_true", help="give the admin a new password")
     options = parser.parse_args(arguments)
+    if bool(options.given_key) != bool(options.given_password):
+        parser.error("--given-key and --given-password go together")
     try:
         settings = GatewaySettings()
     except ValidationError as error:
         wrong = "; ".join(f"FOREBAY_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False))
         sys.stderr.write(f"The settings are not complete: {wrong}\n")
         return 2
+    if options.given_key:
+        try:
+            bootstrap_given(settings, _read(options.given_password), _read(options.given_key))
+        except (OSError, ValueError) as error:
+            sys.stderr.write(f"Nothing was made: {error}\n")
+            return 2
+        return 0
     made = bootstrap(settings, options.key_file, reset_admin=options.reset_admin)
     sys.stdout.write(json.dumps({**asdict(made), "key_file": str(options.key_file)}) + "\n")
     return 0

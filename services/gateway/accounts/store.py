@@ -139,25 +139,32 @@ class Accounts:
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         expires_at: int | None = None,
+        plain: str | None = None,
     ) -> tuple[Key, str]:
         """A new API key: its row, and the plain key, which is not kept and can't be had again.
 
+        `plain` is a key that was made elsewhere, in the form of `mint_key`.
+
         Raises:
             NotFound: no such tenant.
+            Conflict: the given key is there already.
         """
-        plain = mint_key()
-        with self._sessions.begin() as session:
-            key = Key(
-                tenant=_tenant(session, tenant),
-                name=name,
-                prefix=key_prefix(plain),
-                hash=keyed_hash(self._key_secret, "key", plain),
-                scope=" ".join(sorted(scopes)),
-                requests_per_minute=requests_per_minute,
-                tokens_per_minute=tokens_per_minute,
-                expires_at=expires_at,
-            )
-            session.add(key)
+        plain = plain or mint_key()
+        try:
+            with self._sessions.begin() as session:
+                key = Key(
+                    tenant=_tenant(session, tenant),
+                    name=name,
+                    prefix=key_prefix(plain),
+                    hash=keyed_hash(self._key_secret, "key", plain),
+                    scope=" ".join(sorted(scopes)),
+                    requests_per_minute=requests_per_minute,
+                    tokens_per_minute=tokens_per_minute,
+                    expires_at=expires_at,
+                )
+                session.add(key)
+        except IntegrityError:
+            raise Conflict("There is this key already.") from None
         return key, plain
 
     def keys(self, *, tenant: str | None = None, after: str | None = None, limit: int = 100) -> Sequence[Key]:

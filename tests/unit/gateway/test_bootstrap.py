@@ -16,7 +16,8 @@ import pytest
 
 from services.common.settings import GatewaySettings
 from services.gateway.accounts import Accounts, open_accounts
-from services.gateway.bootstrap import bootstrap, main
+from services.gateway.accounts.credentials import mint_key
+from services.gateway.bootstrap import bootstrap, bootstrap_given, main
 from tests.unit.gateway.conftest import JWT_SECRET, KEY_SECRET, CountingHasher
 
 
@@ -161,3 +162,87 @@ def test_the_command_says_in_one_sentence_which_settings_are_missing(
     assert "FOREBAY_JWT_SECRET" in said
     assert "FOREBAY_KEY_SECRET" in said
     assert "too short" not in said
+
+
+def test_a_given_password_and_key_are_the_admins_and_the_demo_tenants(settings: GatewaySettings) -> None:
+    key = mint_key()
+    bootstrap_given(settings, "a given password", key)
+    with opened(settings) as accounts:
+        assert accounts.verify_user("admin", "a given password").role == "admin"
+        assert accounts.find_key(key).tenant.name == "demo"
+
+
+def test_given_again_nothing_changes_even_if_the_password_was_changed_since(settings: GatewaySettings) -> None:
+    key = mint_key()
+    bootstrap_given(settings, "a given password", key)
+    with opened(settings) as accounts:
+        accounts.update_user(accounts.find_user("admin").id, password="a better password")
+    bootstrap_given(settings, "a given password", key)
+    with opened(settings) as accounts:
+        assert accounts.verify_user("admin", "a better password")
+        assert len(accounts.keys()) == 1
+
+
+def test_another_given_key_takes_the_place_of_the_old(settings: GatewaySettings) -> None:
+    old, new = mint_key(), mint_key()
+    bootstrap_given(settings, "a given password", old)
+    bootstrap_given(settings, "a given password", new)
+    with opened(settings) as accounts:
+        assert accounts.find_key(old).revoked_at is not None
+        assert accounts.find_key(new).revoked_at is None
+
+
+def test_a_given_key_that_was_revoked_stays_revoked(settings: GatewaySettings) -> None:
+    key = mint_key()
+    bootstrap_given(settings, "a given password", key)
+    with opened(settings) as accounts:
+        accounts.revoke_key(accounts.find_key(key).id)
+    bootstrap_given(settings, "a given password", key)
+    with opened(settings) as accounts:
+        assert accounts.find_key(key).revoked_at is not None
+        assert len(accounts.keys()) == 1
+
+
+@pytest.mark.parametrize(
+    ("password", "key"), [("", "good"), ("a given password", "nonsense"), ("a given password", "")]
+)
+def test_what_is_no_password_or_no_key_is_refused(settings: GatewaySettings, password: str, key: str) -> None:
+    with pytest.raises(ValueError, match="given"):
+        bootstrap_given(settings, password, mint_key() if key == "good" else key)
+
+
+def test_the_command_prints_nothing_of_what_it_was_given(settings: GatewaySettings, tmp_path: Path) -> None:
+    key = mint_key()
+    (tmp_path / "password").write_text("a given password\n")
+    (tmp_path / "key").write_text(f"{key}\n")
+    environment = {
+        **os.environ,
+        "FOREBAY_JWT_SECRET": JWT_SECRET,
+        "FOREBAY_KEY_SECRET": KEY_SECRET,
+        "FOREBAY_DATABASE_URL": settings.database_url,
+    }
+    files = [f"--given-password={tmp_path}/password", f"--given-key={tmp_path}/key"]
+    command = [sys.executable, "-m", "services.gateway.bootstrap", *files]
+    # Three at once, as several replicas would: there must be one key, so that revoking it ends it.
+    runs = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [run.communicate()[0] for run in runs] == ["", "", ""]
+    assert [run.returncode for run in runs] == [0, 0, 0]
+    with opened(settings) as accounts:
+        assert len(accounts.keys()) == 1
+        assert accounts.find_key(key) is not None
+
+
+def test_the_command_says_what_is_wrong_with_what_it_was_given(
+    settings: GatewaySettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FOREBAY_JWT_SECRET", JWT_SECRET)
+    monkeypatch.setenv("FOREBAY_KEY_SECRET", KEY_SECRET)
+    monkeypatch.setenv("FOREBAY_DATABASE_URL", settings.database_url)
+    (tmp_path / "password").write_text("a given password")
+    (tmp_path / "key").write_text("nonsense")
+    assert main([f"--given-password={tmp_path}/password", f"--given-key={tmp_path}/key"]) == 2
+    said = capsys.readouterr().err
+    assert "the given key" in said
+    assert "nonsense" not in said
+    assert main([f"--given-password={tmp_path}/absent", f"--given-key={tmp_path}/key"]) == 2
+    assert "absent" in capsys.readouterr().err
