@@ -1,0 +1,77 @@
+"""The dashboards keep the conventions that hold for all of them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from grafana.generate import ROOT, files
+from grafana.overview import overview
+from grafana.panels import Json
+from tests.unit.grafana.promql import targets_of
+
+BOARD = overview()
+PANELS = {panel["title"]: panel for panel in BOARD["panels"]}
+each_panel = pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
+
+
+@pytest.mark.parametrize("path", files(), ids=str)
+def test_the_generated_file_is_up_to_date(path: str) -> None:
+    assert (ROOT / path).read_text() == files()[path], "run `make dashboards` and commit the result"
+
+
+def test_its_address_stays_the_same() -> None:
+    assert BOARD["uid"] == "forebay-overview"
+
+
+def test_it_offers_the_usual_variables() -> None:
+    assert [variable["name"] for variable in BOARD["templating"]["list"]] == ["datasource", "namespace", "model", "pod"]
+
+
+def test_every_variable_is_used() -> None:
+    text = json.dumps(BOARD["panels"])
+    unused = [name for name in ("datasource", "namespace", "model", "pod") if not re.search(rf"\$\{{?{name}\b", text)]
+    assert unused == []
+
+
+@each_panel
+def test_a_panel_says_what_it_shows_and_in_which_unit(panel: Json) -> None:
+    assert panel["description"].strip()
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["datasource"]["uid"] == "${datasource}"
+
+
+@each_panel
+def test_a_rate_is_over_the_interval_that_grafana_computes(panel: Json) -> None:
+    windows = [window for target in panel["targets"] for window in re.findall(r"\[(.*?)\]", target["expr"])]
+    assert set(windows) <= {"$__rate_interval"}
+
+
+@each_panel
+def test_the_runbook_of_a_panel_exists(panel: Json) -> None:
+    for page in re.findall(r"docs/runbooks/\w+\.md", panel["description"]):
+        assert (ROOT / page).is_file()
+
+
+def test_every_query_is_limited_to_the_namespace_that_was_chosen() -> None:
+    assert [text for _, text in targets_of(BOARD) if 'namespace=~"$namespace"' not in text] == []
+
+
+def test_it_fits_on_one_screen() -> None:
+    """Grafana's rows are 38 pixels high with their gap; about 200 of a 1080-pixel screen go to bars and menus."""
+    bottom = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in BOARD["panels"])
+    assert bottom * 38 <= 1080 - 200
+
+
+def test_no_two_panels_lie_upon_each_other() -> None:
+    taken = [
+        (x, y)
+        for grid in (panel["gridPos"] for panel in BOARD["panels"])
+        for x in range(grid["x"], grid["x"] + grid["w"])
+        for y in range(grid["y"], grid["y"] + grid["h"])
+    ]
+    assert len(taken) == len(set(taken))
+    assert {x for x, _ in taken} == set(range(24))
+    assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])
