@@ -6,6 +6,7 @@
 import math
 import os
 import signal
+import threading
 from typing import Any
 
 from services.common.settings import InferenceSettings
@@ -26,7 +27,8 @@ worker_class = "gthread"
 # the next is answered 429, and some more for the probes.
 threads = settings.inference_threads or settings.max_batch + settings.max_queue + 16
 worker_connections = threads + 1000
-graceful_timeout = math.ceil(settings.shutdown_grace)
+# One second more than requests get, in which those that were cut say so to their clients.
+graceful_timeout = math.ceil(settings.shutdown_grace) + 1
 # Converting or loading a model can keep the interpreter busy for long; that is no reason to kill the worker.
 timeout = 600
 keepalive = 75  # longer than the gateway keeps its connections, so that it is never this side that hangs up
@@ -39,18 +41,22 @@ def when_ready(_server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """On SIGTERM `/readyz` fails first, then gunicorn lets running requests finish."""
+    """On SIGTERM `/readyz` fails and gunicorn lets running requests finish. Those that have not after the grace get an
+    error, not a cut connection."""
     models = worker.wsgi.extensions["forebay.models"]
 
     def drain(number: int, frame: Any) -> None:
         models.drain()
+        cut = threading.Timer(settings.shutdown_grace, models.close)
+        cut.daemon = True
+        cut.start()
         worker.handle_exit(number, frame)
 
     signal.signal(signal.SIGTERM, drain)
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
-    """Whatever still runs after the grace gets an error instead of a cut connection."""
+    """Stops the engines between two steps, not the interpreter under them."""
     app = getattr(worker, "wsgi", None)
     if app is not None:
         app.extensions["forebay.models"].close()

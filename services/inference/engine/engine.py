@@ -163,7 +163,7 @@ class Engine:
             if generation.cancelled:
                 self._end(sequence, "cancelled", HttpError(499, "The client went away.", code="client_gone"))
             elif generation.deadline <= now:
-                self._end(sequence, "deadline", DeadlineExceeded("The request took longer than its time-out."))
+                self._end(sequence, "deadline", _too_late())
 
     def _step(self) -> None:
         plan = self._scheduler.plan()
@@ -205,7 +205,9 @@ class Engine:
             log.exception("a token could not be written as text", extra={"model": self.name})
             self._fail([sequence], ApiError("The engine failed while it wrote the answer."))
             return
-        if finish is None:
+        if finish is None and generation.deadline <= now:
+            self._end(sequence, "deadline", _too_late())  # not given out: before the first token it is a proper 504
+        elif finish is None:
             generation.put(Piece(token, text))
         else:
             self._end(sequence, finish, Piece(token, text, finish))
@@ -232,6 +234,10 @@ class Engine:
     def _decode(self, ids: list[int]) -> str:
         text: str = self.loaded.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
+
+
+def _too_late() -> ApiError:
+    return DeadlineExceeded("The request took longer than its time-out.")
 
 
 def _shutting_down() -> ApiError:

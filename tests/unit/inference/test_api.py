@@ -26,8 +26,11 @@ def client(tiny_folder: Path) -> Iterator[FlaskClient]:
     before = root.handlers[:], root.level
     known = set(REGISTRY._collector_to_names)
     app = create_app(InferenceSettings(model=str(tiny_folder), kv_blocks=64, device="cpu"))
+    models = app.extensions["forebay.models"]
+    with models.use(MODEL, float("inf")) as engine:
+        engine.loaded.eos_ids = frozenset()  # random weights end at random; here answers end at their limit
     yield app.test_client()
-    app.extensions["forebay.models"].close()
+    models.close()
     # The process outlives this application: others in the same run set up log and metrics anew.
     root.handlers[:], root.level = before
     for collector in set(REGISTRY._collector_to_names) - known:
