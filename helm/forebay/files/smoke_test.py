@@ -62,7 +62,7 @@ def wait_for_models(client: Client, models: Sequence[str], seconds: float) -> st
     while True:
         try:
             status, text = client.call("/v1/models")
-            listed = {row["id"] for row in json.loads(text)["data"]} if status == 200 else set()  # noqa: PLR2004
+            listed = {row["id"] for row in json.loads(text)["data"]} if status == 200 else set()
             seen = f"it answers {status} and lists {', '.join(sorted(listed)) or 'none'}"
         except OSError as error:
             listed, seen = set(), f"it does not answer: {error}"
@@ -75,7 +75,7 @@ def wait_for_models(client: Client, models: Sequence[str], seconds: float) -> st
 
 def chat(client: Client, model: str) -> str:
     status, text = client.call("/v1/chat/completions", question(model, stream=False))
-    if status != 200:  # noqa: PLR2004
+    if status != 200:
         raise Unexpected(f"status {status}: {text[:500]}")
     answer = json.loads(text)
     tokens = answer["usage"]["completion_tokens"]
@@ -86,7 +86,7 @@ def chat(client: Client, model: str) -> str:
 
 def stream(client: Client, model: str) -> str:
     status, text = client.call("/v1/chat/completions", question(model, stream=True))
-    if status != 200:  # noqa: PLR2004
+    if status != 200:
         raise Unexpected(f"status {status}: {text[:500]}")
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     if not lines or lines[-1] != "[DONE]":
@@ -99,7 +99,7 @@ def stream(client: Client, model: str) -> str:
 
 def wrong_key(client: Client, model: str) -> str:
     status, text = client.call("/v1/chat/completions", question(model, stream=False), key=WRONG_KEY)
-    if status != 401:  # noqa: PLR2004
+    if status != 401:
         raise Unexpected(f"status {status} where 401 should be: {text[:500]}")
     return "refused with 401"
 

@@ -39,6 +39,7 @@ spec:
           cpu: 50m
           memory: 64Mi
         limits:
+          cpu: 500m
           memory: 128Mi
       volumeMounts:
         - name: script
