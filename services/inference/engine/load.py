@@ -21,6 +21,7 @@ from transformers.utils import logging
 from services.common.settings import InferenceSettings
 from services.inference.engine.attention import ATTENTION, LayerShape
 from services.inference.engine.blocks import BlockPool
+from services.inference.engine.pack import pack, packed_bytes
 from services.inference.engine.run import Runner, UnsupportedModel, layer_shapes
 from services.inference.engine.schedule import Work
 from services.inference.engine.sequence import Sampling, Sequence
@@ -172,6 +173,7 @@ def _warm_up(model: PreTrainedModel, tokenizer: Any, settings: InferenceSettings
         raise UnsupportedModel(
             f"Models of type '{model.config.model_type}' do not let attention be replaced."
         ) from error
+    pack(model)
     shapes = layer_shapes(model)
     context = _context_length(model, settings)
     pool = BlockPool(_pool_blocks(model, shapes, context, settings, make_room), BLOCK_SIZE)
@@ -199,7 +201,7 @@ def _warm_up(model: PreTrainedModel, tokenizer: Any, settings: InferenceSettings
 
 def _weights(model: PreTrainedModel) -> int:
     """Bytes of the weights, shared ones counted once."""
-    return sum(weight.nbytes for weight in model.parameters())
+    return sum(weight.nbytes for weight in model.parameters()) + packed_bytes(model)
 
 
 def _default(generation: Any, name: str, fallback: Any) -> Any:
