@@ -91,7 +91,7 @@ class Models:
             if slot.engine is None and slot.phase is None:
                 self._begin(name)
             while slot.engine is None and slot.phase is not None:
-                if not self._changed.wait(deadline - time.monotonic()):
+                if not self._changed.wait(min(deadline - time.monotonic(), threading.TIMEOUT_MAX)):
                     raise DeadlineExceeded(f"The model '{name}' is being loaded and was not ready in time.")
             if slot.engine is None:
                 raise UpstreamUnavailable(slot.failure or "The server is shutting down.", retry_after=10)
