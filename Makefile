@@ -13,7 +13,7 @@ IMAGE_TOOLS := build/image-tools/.installed
 PYTEST := $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit lint format docs dashboards bench constraints clean \
+.PHONY: help run test test-unit lint format docs dashboards k8s bench constraints clean \
         images images-lint compose-secrets chart-run
 
 help: ## list the targets
@@ -42,6 +42,10 @@ docs: $(DEVELOPMENT) ## write the generated pages anew: docs/settings.md, docs/m
 
 dashboards: $(DEVELOPMENT) ## write rules and dashboards anew: grafana/, helm/forebay/files/ (RUNBOOKS=URL links them)
 	$(VENV)/bin/python -m grafana.generate --runbooks '$(RUNBOOKS)'
+
+k8s: ## render the chart anew into k8s/rendered, for those without Helm
+	$(PYTHON) helm/tools.py
+	$(PYTHON) k8s/render.py
 
 images: ## build the three images with docker, podman or buildah (TORCH_VARIANT=cuda for NVIDIA)
 	@PYTHON='$(PYTHON)' images/build
