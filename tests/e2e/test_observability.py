@@ -10,6 +10,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ import pytest
 from grafana.overview import overview
 from grafana.panels import Json
 from tests.e2e.prometheus import Prometheus
-from tests.e2e.running import Stack
+from tests.e2e.running import Stack, Up, wait_until_ready
 
 pytestmark = pytest.mark.requires("prometheus")
 
@@ -43,6 +45,10 @@ def prometheus(
 
 @pytest.fixture(scope="module")
 def narrow_key(stack: Stack) -> str:
+    return key_for_one_request(stack)
+
+
+def key_for_one_request(stack: Stack) -> str:
     """An API key that is good for one request a minute."""
     login = {"username": stack.admin_username, "password": stack.admin_password}
     _, answer = post(f"{stack.url}/login", login)
@@ -127,6 +133,34 @@ def test_an_unreachable_redis_is_noticed_and_so_is_its_return(stack: Stack, prom
     finally:
         os.kill(cache, signal.SIGCONT)
     until(lambda: state() == "quiet")
+
+
+def test_a_429_counts_when_the_pods_are_full_but_not_when_the_caller_used_up_its_own(
+    start_up: Callable[..., Up], tmp_path: Path, free_row: Callable[[int], int]
+) -> None:
+    stack = wait_until_ready(start_up(max_batch=1, max_queue=0))
+    key = key_for_one_request(stack)
+    prometheus = Prometheus(tmp_path, free_row(1), stack)
+    saturated = "namespace:forebay_requests_saturated:rate5m > 0"
+
+    def own_limit() -> bool:
+        assert chat(stack, key, headers={"Cache-Control": "no-cache"})[0] in (200, 429)
+        return bool(prometheus.query("rate(forebay_gateway_refused_total[5m]) > 0"))
+
+    def full() -> bool:
+        with ThreadPoolExecutor(3) as clients:
+            # Streams, as several of the same plain question may be answered once for all.
+            asked = [clients.submit(chat, stack, stack.key, stream=True) for _ in range(3)]
+        assert {answer.result()[0] for answer in asked} <= {200, 429}
+        return bool(prometheus.query(saturated))
+
+    try:
+        until(prometheus.ready)
+        until(own_limit)
+        assert prometheus.query(saturated) == []
+        until(full)
+    finally:
+        prometheus.end()
 
 
 def filled(expression: str, prometheus: Prometheus) -> str:
