@@ -35,6 +35,8 @@ MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.9}
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Relative error of logits up to which two ways of computing them count as the same."""
 
+CGROUP = Path("/sys/fs/cgroup")
+"""Where the container's limits stand (cgroup v2); without a container, or with v1, the files are not there."""
 CHECK_TEXTS = ([7, 3, 11, 5, 2, 13, 1, 4, 9, 6] * 2, [5, 8, 1, 12, 3, 10, 7])
 """Token ids that every vocabulary has: one text longer than a block, one shorter."""
 
@@ -116,7 +118,7 @@ def use_own_cores() -> None:
     torch counts the host's cores, and threads that wait for one another while they have no core cost a hundred times
     what they save.
     """
-    limit = Path("/sys/fs/cgroup/cpu.max")
+    limit = CGROUP / "cpu.max"
     quota, period = limit.read_text().split() if limit.is_file() else ("max", "1")
     if quota != "max":
         torch.set_num_threads(max(1, min(torch.get_num_threads(), int(quota) // int(period))))
@@ -128,9 +130,12 @@ def free_memory(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    limit = CGROUP / "memory.max"
     if limit.is_file() and (most := limit.read_text().strip()) != "max":
-        free = min(free, int(most) - int(used.read_text()))
+        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        # Cached files count as used, but make way: a model that was just converted would seem to fill the memory.
+        used = int((CGROUP / "memory.current").read_text()) - int(counts.get("inactive_file", 0))
+        free = min(free, max(0, int(most) - used))
     return free
 
 

@@ -1,0 +1,95 @@
+"""What loading takes from the machine, and how much of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.common.settings import InferenceSettings
+from services.inference.engine import load
+from services.inference.engine.source import SourceError
+
+CPU = torch.device("cpu")
+WriteLimits = Callable[..., None]
+
+
+@pytest.fixture
+def write_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WriteLimits:
+    """Writes the files of a container's limits, by name with an underscore for the dot."""
+    monkeypatch.setattr(load, "CGROUP", tmp_path)
+
+    def write(**files: str) -> None:
+        for name, text in files.items():
+            (tmp_path / name.replace("_", ".", 1)).write_text(text)
+
+    return write
+
+
+def test_free_memory_is_what_the_container_leaves(write_limits: WriteLimits) -> None:
+    write_limits(memory_max="1000000\n", memory_current="600000\n", memory_stat="anon 100000\ninactive_file 500000\n")
+    assert load.free_memory(CPU) == 900_000
+
+
+def test_a_container_without_a_limit_has_the_machines_memory(write_limits: WriteLimits) -> None:
+    write_limits(memory_max="max\n")
+    assert load.free_memory(CPU) > 1_000_000
+
+
+@pytest.mark.parametrize(("quota", "threads"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 8)])
+def test_torch_has_no_more_threads_than_the_container_has_cores(
+    write_limits: WriteLimits, monkeypatch: pytest.MonkeyPatch, quota: str, threads: int
+) -> None:
+    chosen = [8]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: chosen[-1])
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    write_limits(cpu_max=quota)
+    load.use_own_cores()
+    assert chosen[-1] == threads
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(tiny_folder: Path, write_limits: WriteLimits) -> None:
+    write_limits(memory_max="1000", memory_current="0", memory_stat="")
+    with pytest.raises(SourceError, match="Too little memory"):
+        load.load(str(tiny_folder), InferenceSettings(device="cpu"))
+
+
+def test_the_kv_cache_is_enough_for_a_full_batch_of_usual_requests(tiny_folder: Path) -> None:
+    loaded = load.load(str(tiny_folder), InferenceSettings(device="cpu", max_batch=4))
+    assert loaded.pool.tokens == 4 * 512
+    assert loaded.context_length == 512
+
+
+def test_the_kv_cache_shrinks_to_what_the_budget_leaves(tiny_folder: Path) -> None:
+    asked: list[int] = []
+
+    def make_room(needed: int) -> int:
+        asked.append(needed)
+        return 0
+
+    loaded = load.load(str(tiny_folder), InferenceSettings(device="cpu", max_batch=4), make_room=make_room)
+    assert loaded.pool.tokens == 512, "one request of full length"
+    assert asked == sorted(asked)
+
+
+def test_every_phase_is_told_and_timed(tiny_folder: Path) -> None:
+    told: list[str] = []
+    loaded = load.load(str(tiny_folder), InferenceSettings(device="cpu", kv_blocks=8), phase=told.append)
+    assert told == list(loaded.seconds)
+    assert told[0] == "resolve"
+    assert told[-1] == "warm-up"
+    assert all(seconds >= 0 for seconds in loaded.seconds.values())
+
+
+def test_the_makers_settings_are_the_defaults(tiny_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for file in tiny_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.9}')
+    found = load.load(str(folder), InferenceSettings(device="cpu", kv_blocks=8)).defaults
+    assert (found.temperature, found.top_k, found.top_p) == (0.6, 20, 0.9)
+    plain = load.load(str(tiny_folder), InferenceSettings(device="cpu", kv_blocks=8)).defaults
+    assert (plain.temperature, plain.top_k, plain.top_p) == (1.0, 0, 1.0)
