@@ -214,15 +214,14 @@ def _ready(options: Options) -> Json:
 
 def _refused(options: Options) -> Json:
     broken = (*AT_GATEWAY, f'outcome=~"{q.BROKEN}"')
-    refused = q.rate("forebay_gateway_refused_total", WINDOW, q.GATEWAY, NAMESPACE, 'cause=~"requests|tokens"')
+    refused = q.rate("forebay_gateway_refused_total", WINDOW, q.GATEWAY, NAMESPACE)
     return series(
         "429 and 5xx by reason",
-        "429, own limit: the caller used up its requests or tokens per minute. 429, saturated: all pods were full. "
-        "5xx: time-out, pod lost or refusing, error in the gateway. The 429s are of all models together.",
+        "429, own limit: the caller used up its requests or tokens per minute (of all models together). "
+        "Against the service: overloaded (429, all pods full), time-out, pod lost or refusing, error in the gateway.",
         [
             Query(q.total("cause", refused), "429 own limit: {{cause}}"),
-            Query(q.saturated("namespace", WINDOW, NAMESPACE), "429 saturated"),
-            Query(q.total("outcome", q.rate("forebay_gateway_requests_total", WINDOW, *broken)), "5xx {{outcome}}"),
+            Query(q.total("outcome", q.rate("forebay_gateway_requests_total", WINDOW, *broken)), "{{outcome}}"),
         ],
         unit="reqps",
         stacked=True,

@@ -13,9 +13,8 @@ TTFT = "gen_ai_server_time_to_first_token_seconds"
 DURATION = "gen_ai_server_request_duration_seconds"
 TOKEN_TIME = "gen_ai_server_time_per_output_token_seconds"  # noqa: S105
 
-BROKEN = "timeout|upstream_error|error"
+BROKEN = "overloaded|timeout|upstream_error|error"
 """Outcomes that count against the service."""
-GENERATION_ROUTES = "/v1/chat/completions|/v1/completions|/generate|/stream|/cache|/dynamic"
 
 
 def select(metric: str, *matchers: str) -> str:
@@ -34,15 +33,3 @@ def total(by: str, expression: str) -> str:
 def quantile(quantity: float, by: str, metric: str, window: str, *matchers: str) -> str:
     """A quantile of a histogram, over all of its targets together."""
     return f"histogram_quantile({quantity:g}, {total(f'{by}, le', rate(f'{metric}_bucket', window, *matchers))})"
-
-
-def saturated(by: str, window: str, *matchers: str) -> str:
-    """Requests a second that were answered 429 because the pods were full.
-
-    The gateway answers 429 for two reasons, and counts one of them, the caller's own limit, by itself. Either series is
-    absent until the first such answer.
-    """
-    routes = f'url_rule=~"{GENERATION_ROUTES}"'
-    answered = rate("flask_http_request_duration_seconds_count", window, GATEWAY, 'status="429"', routes, *matchers)
-    own = rate("forebay_gateway_refused_total", window, GATEWAY, 'cause=~"requests|tokens"', *matchers)
-    return f"clamp_min({total(by, answered)} - ({total(by, own)} or 0 * {total(by, answered)}), 0)"

@@ -21,7 +21,6 @@ from grafana.config import (
 Rule = dict[str, Any]
 
 REQUESTS = "namespace:forebay_requests:rate5m"
-SATURATED = "namespace:forebay_requests_saturated:rate5m"
 FAILED = "namespace:forebay_requests_failed:rate5m"
 STREAMS = "namespace_model:forebay_streams:rate5m"
 SLOW_STREAMS = "namespace_model:forebay_streams_slow:rate5m"
@@ -91,8 +90,7 @@ def _rates() -> list[Rule]:
     waiting = q.total("namespace, model", q.select("forebay_engine_requests_waiting", q.INFERENCE))
     return [
         record(REQUESTS, q.total("namespace", q.rate(ended, "5m", q.GATEWAY))),
-        record(SATURATED, f"{q.saturated('namespace', '5m')}\nor 0 * {REQUESTS}"),
-        record(FAILED, f"{SATURATED} + {broken}\nor {SATURATED}"),
+        record(FAILED, f"{broken}\nor 0 * {REQUESTS}"),
         record(STREAMS, streams),
         record(SLOW_STREAMS, f"{STREAMS} - {quick}"),
         record(WAITING, waiting),

@@ -119,6 +119,10 @@ class ClientGone(ApiError):
         super().__init__("The client closed the connection.")
 
 
+BUSY = (429, 503)
+"""What a pod answers that has no room or is not ready: not here, not now."""
+
+
 class RelayedError(ApiError):
     """A refusal of an inference pod, passed on as it said it; a pod's own trouble is never the client's 401."""
 

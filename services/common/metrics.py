@@ -21,8 +21,8 @@ class GatewayMetrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.requests = Counter(
             "forebay_gateway_requests_total",
-            "Generation requests by how they ended: ok, cached, client_error, rate_limited, client_gone, timeout, "
-            "upstream_error, error.",
+            "Generation requests by how they ended: ok, cached, client_error, rate_limited (the caller's own limit), "
+            "overloaded (every pod full), client_gone, timeout, upstream_error, error.",
             ["model", "tenant", "outcome"],
             registry=registry,
         )
@@ -54,7 +54,7 @@ class GatewayMetrics:
         )
         self.refused = Counter(
             "forebay_gateway_refused_total",
-            "Requests refused with 429, by cause: requests, tokens, queue.",
+            "Requests refused by a limit of the caller, by cause: requests, tokens.",
             ["tenant", "cause"],
             registry=registry,
         )

@@ -53,8 +53,8 @@ def admit(gateway: Gateway, principal: Principal, call: Call) -> Admission:
     )
     key = answer_key(principal.cache_salt, call.kind, call.body) if cacheable else None
     reservation, cached = gateway.quotas.reserve(principal.subject, limits, most_tokens(call), key)
-    gateway.metrics.cache_down.set(gateway.connection.down)
     if reservation.refused is not None:
+        gateway.metrics.requests.labels(gateway.fleet.label(call.model), principal.tenant, "rate_limited").inc()
         gateway.metrics.refused.labels(principal.tenant, reservation.refused).inc()
         limit = getattr(limits, reservation.refused)
         raise RateLimited(

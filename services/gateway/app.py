@@ -10,6 +10,7 @@ from services.cache.responses import Responses
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
 from services.common.telemetry import configure_logging
+from services.gateway import pulse
 from services.gateway.accounts import open_accounts
 from services.gateway.identify import Identifier
 from services.gateway.parts import Gateway
@@ -38,6 +39,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         fleet=Fleet(Source(settings.upstreams), interval=settings.upstream_poll_interval, metrics=metrics),
     )
     gateway.fleet.start()
+    pulse.watch(connection, metrics.cache_down)
 
     app = create_edge("services.gateway", max_body_bytes=settings.max_body_bytes)
     app.extensions["forebay"] = gateway

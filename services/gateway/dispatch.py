@@ -8,6 +8,7 @@ from http.client import HTTPResponse
 
 from services.common import sse
 from services.common.errors import (
+    BUSY,
     ApiError,
     ClientGone,
     DeadlineExceeded,
@@ -26,8 +27,6 @@ from services.gateway.upstreams.exchange import Broken, Exchange, Unreachable
 
 PATHS = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
 MAX_TRIES = 3
-TRY_ELSEWHERE = (429, 503)
-"""Answers that say "not here, not now": another pod may have room."""
 
 
 def dispatch(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -> Reply:
@@ -58,7 +57,7 @@ def dispatch(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -
             gateway.fleet.lost(pod, str(error))
         except RelayedError as error:
             refusal = error
-            if error.status not in TRY_ELSEWHERE:
+            if error.status not in BUSY:
                 raise
         finally:
             if not leg.relaying:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from services.common.errors import ApiError, DeadlineExceeded
+from services.common.errors import BUSY, ApiError, DeadlineExceeded, RelayedError
 from services.gateway.admit import Admission
 from services.gateway.call import Call, Spent
 from services.gateway.parts import Gateway
@@ -27,8 +27,7 @@ def settle(
             gateway.responses.keep(admission.answer_key, body)
 
     seconds = time.monotonic() - call.started
-    # A model that no pod ever served must not make a time series.
-    model = call.model if call.model in gateway.fleet.known_models else "unknown"
+    model = gateway.fleet.label(call.model)
     tenant = admission.principal.tenant
     metrics = gateway.metrics
     metrics.requests.labels(model, tenant, outcome).inc()
@@ -53,6 +52,8 @@ def _outcome_of(error: BaseException | None) -> str:
         return "ok"
     if isinstance(error, DeadlineExceeded):
         return "timeout"
+    if isinstance(error, RelayedError) and error.status in BUSY:
+        return "overloaded"
     if isinstance(error, ApiError):
         return "client_error" if error.status < 500 else "upstream_error"
     return "error"

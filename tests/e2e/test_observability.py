@@ -141,7 +141,7 @@ def test_a_429_counts_when_the_pods_are_full_but_not_when_the_caller_used_up_its
     stack = wait_until_ready(start_up(max_batch=1, max_queue=0))
     key = key_for_one_request(stack)
     prometheus = Prometheus(tmp_path, free_row(1), stack)
-    saturated = "namespace:forebay_requests_saturated:rate5m > 0"
+    failed = "namespace:forebay_requests_failed:rate5m > 0"
 
     def own_limit() -> bool:
         assert chat(stack, key, headers={"Cache-Control": "no-cache"})[0] in (200, 429)
@@ -152,12 +152,12 @@ def test_a_429_counts_when_the_pods_are_full_but_not_when_the_caller_used_up_its
             # Streams, as several of the same plain question may be answered once for all.
             asked = [clients.submit(chat, stack, stack.key, stream=True) for _ in range(3)]
         assert {answer.result()[0] for answer in asked} <= {200, 429}
-        return bool(prometheus.query(saturated))
+        return bool(prometheus.query(failed))
 
     try:
         until(prometheus.ready)
         until(own_limit)
-        assert prometheus.query(saturated) == []
+        assert prometheus.query(failed) == []
         until(full)
     finally:
         prometheus.end()

@@ -46,6 +46,10 @@ class Fleet:
         """The model of a request that names none: the first one of the first ready pod."""
         return next(iter(self.models()), None) or next(iter(self.known_models), None)
 
+    def label(self, model: str) -> str:
+        """A request's model as a metric label: one that no pod ever served must not make a time series."""
+        return model if model in self.known_models else "unknown"
+
     def lost(self, pod: Upstream, reason: str) -> None:
         """Takes a pod that could not be reached out of the choice until it answers again."""
         if pod.ready:

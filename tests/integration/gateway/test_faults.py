@@ -73,7 +73,9 @@ class TestPods:
 
     def test_full_everywhere_is_told_with_the_pods_retry_after(self, start_gateway: StartGateway) -> None:
         with scripted_pod(refuse(429, "queue_full", {"Retry-After": "7"})) as pod:
-            answer = chat(start_gateway(pod))
+            gateway = start_gateway(pod)
+            answer = chat(gateway)
+            until(lambda: outcome(gateway, "overloaded") == 1)
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "7")
         assert answer.json()["error"]["code"] == "queue_full"
 
@@ -201,7 +203,7 @@ class TestRedis:
             answers = [chat(gateway, temperature=0) for _ in range(3)]
             assert [answer.status_code for answer in answers] == [200, 200, 200]
             assert all(answer.headers["x-forebay-cache"] == "miss" for answer in answers)
-            assert gateway.metric("forebay_gateway_redis_down") == 1
+            until(lambda: gateway.metric("forebay_gateway_redis_down") == 1)
 
 
 class TestWorkers:

@@ -156,6 +156,7 @@ class TestLimits:
             for _ in range(3):
                 client.post(PATH, json=CHAT)
         assert gateway.metric("forebay_gateway_refused_total", cause="requests") == before + 2
+        assert gateway.metric("forebay_gateway_requests_total", model="m", outcome="rate_limited") >= 2
 
 
 def test_a_tenant_never_gets_another_tenants_cached_answer(gateway: RunningGateway) -> None:
