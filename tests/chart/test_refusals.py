@@ -1,0 +1,75 @@
+"""Typing errors and contradictions are refused, with a sentence that says what to write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.chart.rendering import Refused, model, render
+
+VLLM = {"engine": "vllm", "source": "org/big", "profile": "nvidia-gpu"}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"gateways": {}}, "'gateways' not allowed"),
+        ({"gateway": {"replica": 2}}, "'replica' not allowed"),
+        ({"gateway": {"replicas": "two"}}, "got string, want integer"),
+        ({"gateway": {"logLevel": "verbose"}}, "value must be one of 'DEBUG', 'INFO'"),
+        ({"global": {"image": {"registri": "x"}}}, "'registri' not allowed"),
+        ({"timeouts": {"request": 0}}, "minimum: got 0, want 1"),
+        ({"timeouts": {"requests": 30}}, "'requests' not allowed"),
+        ({"redis": {"external": {"url": "redis://user:password@host"}}}, "does not match pattern"),
+        ({"mesh": {"linkerd": {"enable": True}}}, "'enable' not allowed"),
+        ({"ingress": {"controller": "ngnix"}}, "value must be one of 'nginx'"),
+        (model(sourc="bundled"), "'sourc' not allowed"),
+        (model(source="not a source"), "does not match pattern"),
+        (model(engine="tgi"), "value must be one of 'transformers', 'vllm'"),
+        (model(cache={"sise": "1Gi"}), "'sise' not allowed"),
+        ({"models": {"Has_Capitals": {}}}, "does not match pattern"),
+        ({"models": {"a" * 41: {}}}, "does not match pattern"),
+        ({"resourceProfiles": {"mine": {"gpu": 1}}}, "'gpu' not allowed"),
+    ],
+)
+def test_a_typing_error_is_refused_by_its_name(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(Refused) as refused:
+        render(values={**model(), **values})
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"models": {}}, "There is no model: name one under `models`"),
+        ({"models": {"demo": {"enabled": False}}}, "There is no model"),
+        (model(profile="gpu"), 'models.demo.profile is "gpu", which is not in resourceProfiles (cpu, nvidia-gpu)'),
+        ({"models": {"a": {"name": "same"}, "b": {"name": "same"}}}, 'models.a and models.b are both called "same"'),
+        ({"models": {"a": {}, "b": {"name": "a"}}}, 'both called "a" by callers'),
+        (model(revision="main"), "models.demo.revision is for a hub id"),
+        (model(dtype="float16"), "models.demo.dtype is"),
+        (model(**VLLM | {"source": "bundled"}), "the small model is only in Forebay's own image"),
+        (model(**VLLM | {"profile": "cpu"}), "has engine vllm and asks for no GPU. Write profile: nvidia-gpu"),
+        (model(**VLLM, vllm={"tensorParallelSize": 2}), "tensorParallelSize is 2, but the pod asks for 1 GPU"),
+        (model(**VLLM, vllm={"image": {"tag": "latest"}}), "models.demo.vllm.image.tag is latest"),
+        (model(image={"tag": "latest"}), "models.demo.image.tag is latest, which may be another program tomorrow"),
+        (model(replicas=2, cache={"size": "9Gi"}), "Write cache.accessMode: ReadWriteMany, or replicas: 1"),
+        ({"gateway": {"image": {"tag": "latest"}}}, "gateway.image.tag is latest"),
+        ({"redis": {"image": {"tag": "latest"}}}, "redis.image.tag is latest"),
+        ({"gateway": {"replicas": 2}}, "SQLite's file can be written by one pod only. Write database.type: postgresql"),
+        ({"database": {"type": "postgresql"}}, "name a Secret that holds it as database.postgresql.existingSecret"),
+        ({"redis": {"external": {"url": "redis://mine:6379"}}}, "Write redis.enabled: false, or empty redis.external"),
+        ({"redis": {"enabled": False}}, "redis.enabled is false and redis.external names none"),
+        (
+            {"redis": {"enabled": False, "external": {"url": "redis://mine:6379", "existingSecret": "mine"}}},
+            "redis.external has both url and existingSecret",
+        ),
+        ({"route": {"enabled": True}}, "route.parentRefs names no Gateway"),
+        ({"ingress": {"enabled": True}}, "ingress.hosts is empty. Write at least one host name"),
+    ],
+)
+def test_a_contradiction_is_refused_with_what_to_write(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(Refused) as refused:
+        render(values={**model(), **values})
+    assert says in str(refused.value)
