@@ -30,7 +30,7 @@ CACHE_CONFIGURATION = CODE / "services" / "cache" / "redis.conf"
 
 
 GUNICORN = {
-    "pod": ("-c", str(CODE / "services" / "inference" / "gunicorn.conf.py"), "services.inference.app:create_app()"),
+    "pod": ("-c", "python:services.inference.gunicorn_conf"),
     "gateway": ("-c", "python:services.gateway.gunicorn_conf"),
 }
 """What gunicorn is told for each kind of server."""

@@ -1,4 +1,4 @@
-"""gunicorn's configuration for the gateway: `gunicorn -c python:services.gateway.gunicorn_conf`.
+"""How gunicorn runs a gateway: `gunicorn -c python:services.gateway.gunicorn_conf`.
 
 Cooperative workers (gevent), since the gateway does nothing but wait on sockets.
 """

@@ -1,7 +1,7 @@
 """The Flask application of an inference pod.
 
-Run it with `gunicorn -c services/inference/gunicorn.conf.py 'services.inference.app:create_app()'`: one process, which
-owns the models, and a thread for every request.
+Run it with `gunicorn -c python:services.inference.gunicorn_conf`: one process, which owns the models, and a thread for
+every request.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def create_app(settings: InferenceSettings | None = None) -> Flask:
     catalogue = parse_catalogue(settings.model)
     app = edge.create_app("inference", max_body_bytes=MAX_BODY_BYTES)
     models = Models(catalogue, settings, EngineMetrics())
-    app.extensions["forebay.models"] = models  # where the hooks of gunicorn.conf.py find them
+    app.extensions["forebay.models"] = models  # where the hooks of gunicorn_conf.py find them
     api.register(app, models, settings)
 
     @app.get("/readyz")

@@ -1,14 +1,17 @@
-"""What the two `gunicorn.conf.py` files share: the metrics folder, the metrics port, the control socket, the log."""
+"""What the two `gunicorn_conf.py` files share: the metrics folder, the metrics port, the control socket, the log."""
 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
 from typing import Any
 
 from gunicorn.glogging import Logger
+
+log = logging.getLogger("forebay.serve")
 
 
 def prepare_metrics_folder() -> None:
@@ -29,10 +32,18 @@ def prepare_metrics_folder() -> None:
 
 
 def serve_metrics(host: str, port: int) -> None:
-    """Starts `/metrics` on its own port, in gunicorn's master: one answer for all workers."""
+    """Starts `/metrics` on its own port, in gunicorn's master: one answer for all workers.
+
+    Raises:
+        SystemExit: the port cannot be had; the log says which and why.
+    """
     from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics  # noqa: PLC0415
 
-    GunicornPrometheusMetrics.start_http_server_when_ready(port, host=host)
+    try:
+        GunicornPrometheusMetrics.start_http_server_when_ready(port, host=host)
+    except OSError as error:
+        log.critical("no metrics on port %d (%s): set FOREBAY_METRICS_PORT to a free one", port, error)
+        raise SystemExit(1) from None
 
 
 def forget_worker(_server: Any, worker: Any) -> None:

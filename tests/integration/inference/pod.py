@@ -137,7 +137,7 @@ def running_pod(folder: Path, home: Path, *, ready: bool = True, **settings: Any
     given = {"home": home, "inference_port": port, "metrics_port": metrics_port, "device": "cpu"} | settings
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("FOREBAY_", "PROMETHEUS_"))}
     environment |= {f"FOREBAY_{key.upper()}": str(value) for key, value in given.items()}
-    command = ["-m", "gunicorn", "-c", "services/inference/gunicorn.conf.py", "services.inference.app:create_app()"]
+    command = ["-m", "gunicorn", "-c", "python:services.inference.gunicorn_conf"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT

@@ -1,6 +1,6 @@
 """How gunicorn runs a pod: one process that owns the models, a thread for each request.
 
-`gunicorn -c services/inference/gunicorn.conf.py 'services.inference.app:create_app()'`
+`gunicorn -c python:services.inference.gunicorn_conf`
 """
 
 import math
@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 from services.common.settings import InferenceSettings
+from services.common.telemetry import configure_logging
 from services.web import serve
 
 # torch's threads wait for each other several hundred times a step. By default they spin meanwhile, and when anything
@@ -19,7 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings = InferenceSettings()
 serve.prepare_metrics_folder()
+configure_logging("inference", settings)
 
+wsgi_app = "services.inference.app:create_app()"
 bind = f"{settings.host}:{settings.inference_port}"
 workers = 1
 worker_class = "gthread"
@@ -33,7 +36,8 @@ graceful_timeout = math.ceil(settings.shutdown_grace) + 1
 timeout = 600
 keepalive = 75  # longer than the gateway keeps its connections, so that it is never this side that hangs up
 control_socket_disable = True
-loglevel = settings.log_level.lower()
+logger_class = serve.JsonLogger
+proc_name = "forebay-inference"
 
 
 def when_ready(_server: Any) -> None:
