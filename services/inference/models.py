@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from services.common.errors import ApiError, DeadlineExceeded, HttpError, ModelNotFound, UpstreamUnavailable
 from services.common.metrics import EngineMetrics
 from services.common.settings import InferenceSettings
-from services.inference.engine.source import SourceError
+from services.inference.engine.errors import SourceError
 
 if TYPE_CHECKING:
     from services.inference.engine.engine import Engine

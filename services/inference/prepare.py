@@ -11,7 +11,8 @@ import sys
 
 from services.common.settings import InferenceSettings
 from services.inference.catalogue import parse_catalogue
-from services.inference.engine.source import SourceError, resolve
+from services.inference.engine.errors import SourceError
+from services.inference.engine.source import resolve
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from gguf import GGUFReader
 from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 from transformers.utils import logging
 
-from services.inference.engine.source import SourceError
+from services.inference.engine.errors import SourceError
 
 BYTES_PER_WEIGHT = 4
 SPARE_BYTES = 64 << 20

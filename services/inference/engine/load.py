@@ -21,11 +21,12 @@ from transformers.utils import logging
 from services.common.settings import InferenceSettings
 from services.inference.engine.attention import ATTENTION, LayerShape
 from services.inference.engine.blocks import BlockPool
+from services.inference.engine.errors import SourceError, UnsupportedModel
 from services.inference.engine.pack import pack, packed_bytes
-from services.inference.engine.run import Runner, UnsupportedModel, layer_shapes
+from services.inference.engine.run import Runner, layer_shapes
 from services.inference.engine.schedule import Work
 from services.inference.engine.sequence import Sampling, Sequence
-from services.inference.engine.source import SourceError, resolve
+from services.inference.engine.source import resolve
 
 BLOCK_SIZE = 16
 USUAL_CONTEXT = 2048

@@ -16,12 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from services.inference.engine.attention import Group, LayerShape, Step
+from services.inference.engine.errors import UnsupportedModel
 from services.inference.engine.schedule import Work
-from services.inference.engine.source import SourceError
-
-
-class UnsupportedModel(SourceError):
-    """The model cannot be computed in a packed batch; says why in one sentence."""
 
 
 class Runner:

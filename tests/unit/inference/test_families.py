@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from services.common.settings import InferenceSettings
+from services.inference.engine.errors import UnsupportedModel
 from services.inference.engine.load import Loaded, load
-from services.inference.engine.run import UnsupportedModel
 from services.inference.engine.sample import sample
 from services.inference.engine.schedule import Scheduler
 from services.inference.engine.sequence import Sampling, Sequence

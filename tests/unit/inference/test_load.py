@@ -10,7 +10,7 @@ import torch
 
 from services.common.settings import InferenceSettings
 from services.inference.engine import load
-from services.inference.engine.source import SourceError
+from services.inference.engine.errors import SourceError
 
 CPU = torch.device("cpu")
 WriteLimits = Callable[..., None]

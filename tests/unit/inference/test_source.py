@@ -13,7 +13,8 @@ import pytest
 
 from services.inference import prepare
 from services.inference.engine import convert, source
-from services.inference.engine.source import SourceError, resolve
+from services.inference.engine.errors import SourceError
+from services.inference.engine.source import resolve
 
 
 @pytest.fixture
