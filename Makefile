@@ -10,11 +10,13 @@ OLDER_PYTHON := async-timeout==5.0.1
 RUNTIME := $(VENV)/.installed-runtime
 DEVELOPMENT := $(VENV)/.installed-development
 IMAGE_TOOLS := build/image-tools/.installed
+CHART_TOOLS := build/tools/.fetched
+CHECKOV := build/checkov/.installed
 PYTEST := $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit lint format docs dashboards k8s bench constraints clean \
-        images images-lint compose-secrets chart-run
+        images images-lint compose-secrets chart-docs chart-tools chart-test chart-run
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +57,14 @@ images-lint: $(IMAGE_TOOLS) ## check the Dockerfiles with hadolint
 
 compose-secrets: ## make the secrets of compose.yaml, once
 	@PYTHON='$(PYTHON)' compose/make-secrets
+
+chart-docs: $(DEVELOPMENT) ## write the chart's README and values schema anew from values.yaml
+	$(VENV)/bin/python helm/generate.py
+
+chart-tools: $(CHART_TOOLS) $(CHECKOV) ## fetch helm, helm 3, kubectl and checkov into build/tools
+
+chart-test: $(DEVELOPMENT) $(CHART_TOOLS) $(CHECKOV) ## render, lint and validate the chart in every combination
+	$(PYTEST) tests/chart
 
 chart-run: $(DEVELOPMENT) $(IMAGE_TOOLS) ## run images, chart and compose.yaml for real (root, podman, nginx)
 	PATH="$(CURDIR)/$(IMAGE_TOOLS:.installed=bin):$$PATH" $(PYTEST) tests/cluster
@@ -101,4 +111,14 @@ $(DEVELOPMENT): $(RUNTIME)
 $(IMAGE_TOOLS): images/requirements.txt constraints.txt
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --requirement $<
+	@touch $@
+
+$(CHART_TOOLS): helm/tools.py
+	@$(PYTHON) helm/tools.py $(@D)
+	@touch $@
+
+$(CHECKOV): tests/chart/requirements.txt
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@mkdir -p build/tools && ln -sfn ../checkov/bin/checkov build/tools/checkov
 	@touch $@
