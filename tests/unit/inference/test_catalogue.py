@@ -16,6 +16,7 @@ from services.inference.catalogue import parse_catalogue
         ("/models/Qwen3-8B/", {"qwen3-8b": "/models/Qwen3-8B/"}),
         ("./Tiny.Q4_1.GGUF", {"tiny.q4_1": "./Tiny.Q4_1.GGUF"}),
         ("Qwen/Qwen3-0.6B", {"qwen3-0.6b": "Qwen/Qwen3-0.6B"}),
+        ("Qwen/Qwen3-0.6B@refs/pr/3", {"qwen3-0.6b": "Qwen/Qwen3-0.6B@refs/pr/3"}),
         ("bundled, big=/m/b ,", {"smollm2-135m-instruct": "bundled", "big": "/m/b"}),
         ("/data/a=b/model", {"model": "/data/a=b/model"}),
     ],

@@ -123,13 +123,32 @@ def test_what_is_not_a_model_is_refused_in_a_sentence(
 
 
 def test_the_hub_is_not_asked_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_network(name: str, **given: Any) -> str:
+    def no_network(**given: Any) -> str:
         assert given["local_files_only"]
         raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", no_network)
     with pytest.raises(SourceError, match="may not be asked"):
         resolve("some-org/some-model", tmp_path, offline=True)
+
+
+@pytest.mark.parametrize(
+    ("named", "revision"), [("some-org/some-model", None), ("some-org/some-model@refs/pr/3", "refs/pr/3")]
+)
+def test_the_hub_is_asked_for_the_revision_that_is_named(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, revision: str | None
+) -> None:
+    asked = []
+
+    def network(**given: Any) -> str:
+        asked.append((given["repo_id"], given["revision"], given.get("local_files_only", False)))
+        if given.get("local_files_only"):
+            raise huggingface_hub.errors.LocalEntryNotFoundError("not here")
+        return str(tiny_folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", network)
+    assert resolve(named, tmp_path) == tiny_folder
+    assert asked == [("some-org/some-model", revision, True), ("some-org/some-model", revision, False)]
 
 
 def test_a_missing_bundle_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
