@@ -53,6 +53,14 @@ def test_a_typing_error_is_refused_by_its_name(values: dict[str, Any], says: str
         (model(**VLLM | {"profile": "cpu"}), "has engine vllm and asks for no GPU. Write profile: nvidia-gpu"),
         (model(**VLLM, vllm={"tensorParallelSize": 2}), "tensorParallelSize is 2, but the pod asks for 1 GPU"),
         (model(**VLLM, vllm={"image": {"tag": "latest"}}), "models.demo.vllm.image.tag is latest"),
+        (
+            {
+                **model(**VLLM),
+                "networkPolicy": {"enabled": True},
+                "observability": {"serviceMonitor": {"enabled": True}},
+            },
+            "Name who reads them as networkPolicy.monitoring",
+        ),
         (model(image={"tag": "latest"}), "models.demo.image.tag is latest, which may be another program tomorrow"),
         (model(replicas=2, cache={"size": "9Gi"}), "Write cache.accessMode: ReadWriteMany, or replicas: 1"),
         ({"gateway": {"image": {"tag": "latest"}}}, "gateway.image.tag is latest"),

@@ -27,7 +27,7 @@ BASE: dict[str, Any] = {
     "observability": {
         "serviceMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}, "dashboards": {"enabled": True},
     },
-    "networkPolicy": {"enabled": True},
+    "networkPolicy": {"enabled": True, "monitoring": [{"podSelector": {"matchLabels": {"a": "b"}}}]},
 }  # fmt: skip
 """Everything on, so that every value has something to act on."""
 
