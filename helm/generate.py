@@ -42,9 +42,11 @@ def read(source: str) -> list[Value]:
     """The values in the order of the file.
 
     Raises:
-        ValueError: a comment's schema is no mapping.
+        ValueError: the file or a comment's schema is no mapping.
     """
     root = yaml.compose(source, Loader=yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError("the file holds no mapping")
     return list(_values(root, (), source.splitlines()))
 
 

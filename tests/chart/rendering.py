@@ -97,8 +97,9 @@ class Release:
         found: dict[str, str] = {}
         for source in container.get("envFrom", []):
             if "configMapRef" in source:
-                found |= self.one("ConfigMap", source["configMapRef"]["name"])["data"]
-        return found | {entry["name"]: entry["value"] for entry in container.get("env", [])}
+                found.update(self.one("ConfigMap", source["configMapRef"]["name"])["data"])
+        found.update({entry["name"]: entry["value"] for entry in container.get("env", [])})
+        return found
 
 
 def render(*files: str, values: Manifest | None = None, **options: str) -> Release:

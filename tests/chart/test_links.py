@@ -24,7 +24,7 @@ every = pytest.mark.parametrize("file", EVERY)
 
 
 def matches(selector: dict[str, str], pod: Manifest) -> bool:
-    return selector.items() <= pod["metadata"]["labels"].items()
+    return bool(selector.items() <= pod["metadata"]["labels"].items())
 
 
 def mentions(value: Any, key: str) -> Iterator[Any]:

@@ -7,6 +7,7 @@ right.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -117,8 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("models", lambda: wait_for_models(client, options.model, options.wait))
     ]
     for model in options.model:
-        steps.append((f"chat with {model}", lambda model=model: chat(client, model)))
-        steps.append((f"stream from {model}", lambda model=model: stream(client, model)))
+        steps.append((f"chat with {model}", functools.partial(chat, client, model)))
+        steps.append((f"stream from {model}", functools.partial(stream, client, model)))
     steps.append(("wrong key", lambda: wrong_key(client, next(iter(options.model), "any"))))
     failed = 0
     for title, step in steps:
