@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,11 +84,15 @@ def job() -> Manifest:
 
 
 def run(cluster: Cluster, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    return run_against(cluster.server_port, tmp_path)
+
+
+def run_against(port: int, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     """Runs the script with the arguments that the chart gives it."""
     (tmp_path / "token").write_text("the account's token\n")
     (tmp_path / "namespace").write_text("llm")
     arguments = job()["spec"]["template"]["spec"]["containers"][0]["command"][2:]
-    server = f"http://127.0.0.1:{cluster.server_port}"
+    server = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-I", SCRIPT, *arguments, f"--server={server}", f"--account={tmp_path}"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -159,9 +164,10 @@ def test_its_account_may_do_that_and_nothing_else() -> None:
     assert (subject["name"], subject["namespace"]) == (pod["serviceAccountName"], "llm")
 
 
-def test_without_a_cluster_it_fails_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.server_close()
-    done = run(cluster, tmp_path)
+def test_without_a_cluster_it_fails_in_one_line(tmp_path: Path) -> None:
+    with socket.socket() as nobody:  # bound and not listening: whoever connects is refused
+        nobody.bind(("127.0.0.1", 0))
+        done = run_against(nobody.getsockname()[1], tmp_path)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -78,8 +79,12 @@ def gateway() -> Iterator[Gateway]:
 
 
 def run(gateway: Gateway, tmp_path: Path, wait: float = 20) -> tuple[int, str]:
+    return run_against(gateway.server_port, tmp_path, wait)
+
+
+def run_against(port: int, tmp_path: Path, wait: float) -> tuple[int, str]:
     (tmp_path / "key").write_text(f"{GOOD_KEY}\n")
-    options = [f"--url=http://127.0.0.1:{gateway.server_port}", f"--key-file={tmp_path}/key", f"--wait={wait}"]
+    options = [f"--url=http://127.0.0.1:{port}", f"--key-file={tmp_path}/key", f"--wait={wait}"]
     command = [sys.executable, "-I", SCRIPT, *options, "--model=one", "--model=two"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert GOOD_KEY not in done.stdout + done.stderr
@@ -124,8 +129,9 @@ def test_it_fails_and_says_why(gateway: Gateway, tmp_path: Path, fault: str, say
     assert said.endswith("failed\n")
 
 
-def test_it_says_when_nothing_answers(gateway: Gateway, tmp_path: Path) -> None:
-    gateway.server_close()
-    status, said = run(gateway, tmp_path, wait=0)
+def test_it_says_when_nothing_answers(tmp_path: Path) -> None:
+    with socket.socket() as nobody:  # bound and not listening: whoever connects is refused
+        nobody.bind(("127.0.0.1", 0))
+        status, said = run_against(nobody.getsockname()[1], tmp_path, wait=0)
     assert status == 1
     assert "it does not answer" in said
