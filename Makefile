@@ -113,8 +113,8 @@ $(IMAGE_TOOLS): images/requirements.txt constraints.txt
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --requirement $<
 	@touch $@
 
-$(CHART_TOOLS): helm/tools.py
-	@$(PYTHON) helm/tools.py $(@D)
+$(CHART_TOOLS): helm/tools.py | $(VENV)/.made
+	@$(VENV)/bin/python helm/tools.py $(@D)
 	@touch $@
 
 $(CHECKOV): tests/chart/requirements.txt
