@@ -24,8 +24,8 @@ help: ## list the targets
 run: $(RUNTIME) ## install what is missing, then start the whole stack here until Ctrl-C
 	@exec $(VENV)/bin/forebay up
 
-test: $(DEVELOPMENT) ## run every test: units, real servers, the whole stack
-	$(PYTEST)
+test: $(DEVELOPMENT) ## run every test that needs no containers: units, real servers, the whole stack, the chart
+	$(PYTEST) --ignore tests/cluster
 
 test-unit: $(DEVELOPMENT) ## run the tests that start no servers (under a minute)
 	$(PYTEST) tests/unit
@@ -66,8 +66,8 @@ chart-tools: $(CHART_TOOLS) $(CHECKOV) ## fetch helm, helm 3, kubectl and checko
 chart-test: $(DEVELOPMENT) $(CHART_TOOLS) $(CHECKOV) ## render, lint and validate the chart in every combination
 	$(PYTEST) tests/chart
 
-chart-run: $(DEVELOPMENT) $(IMAGE_TOOLS) ## run images, chart and compose.yaml for real (root, podman, nginx)
-	PATH="$(CURDIR)/$(IMAGE_TOOLS:.installed=bin):$$PATH" $(PYTEST) tests/cluster
+chart-run: $(DEVELOPMENT) $(CHART_TOOLS) $(IMAGE_TOOLS) ## run images, chart and compose.yaml for real (root, podman, nginx)
+	PATH="$(CURDIR)/$(IMAGE_TOOLS:.installed=bin):$$PATH" $(PYTEST) tests/cluster --durations=12
 
 bench: $(RUNTIME) ## measure tokens/s, time to first token and time per token
 	@exec $(VENV)/bin/python -m bench.serve

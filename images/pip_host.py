@@ -1,8 +1,9 @@
-"""`python images/pip_host.py FOLDER`: this machine's pip settings as a folder that an image build mounts while pip runs.
+"""`python images/pip_host.py FOLDER`: this machine's pip settings, as a folder to be mounted while an image is built.
 
-Companies install from an index of their own, with a certificate authority of their own; a build in a container knows of
-neither. What pip says that it uses (`pip config list`: files and PIP_* variables) becomes FOLDER/pip.conf, and the local
-files it names are laid beside it. Nothing of it ends in an image: the Dockerfiles mount the folder for single steps.
+Companies install from an index of their own, with a certificate authority of their own; a build in a container knows
+of neither. What pip says that it uses (`pip config list`: files and PIP_* variables) becomes FOLDER/pip.conf, and the
+local files it names are laid beside it. Nothing of it ends in an image: the Dockerfiles mount the folder for single
+steps.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def main(arguments: list[str]) -> int:
     folder = Path(arguments[0])
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
-    listing = subprocess.run(  # noqa: S603 - our own interpreter
+    listing = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
     ).stdout
     configuration = folder / "pip.conf"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ from tests.cluster.containers import ROOT, Podman, why_not
 from tests.cluster.release import Release
 
 LONG = 1500
-"""Seconds that a test may take, the fixtures it is the first to ask for included: images from scratch, a 90 s stream."""
+"""Seconds that a test may take, with the fixtures that it is the first to ask for, such as images from scratch."""
 STREAM_SECONDS = 90
 REQUEST_TIMEOUT = STREAM_SECONDS + 12
 
@@ -50,7 +51,7 @@ def images(podman: Podman, version: str) -> dict[str, str]:
         [ROOT / "images" / "build"], env=environment, capture_output=True, text=True, timeout=LONG, check=False
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    print("\n".join(line for line in done.stdout.splitlines() if line.startswith("==")))
+    sys.stdout.write("".join(line for line in done.stdout.splitlines(keepends=True) if line.startswith("==")))
     return {name: f"localhost/forebay-{name}:{version}" for name in ("gateway", "inference", "cache")}
 
 
@@ -70,4 +71,3 @@ def release(podman: Podman, images: dict[str, str]) -> Iterator[Release]:
         yield release
     finally:
         podman.remove(release.name)
-

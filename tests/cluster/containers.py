@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -22,9 +23,11 @@ PREFIX = "forebay-run-"
 PROGRAMS = ("podman", "runc", "conmon", "netavark", "aardvark-dns", "iptables", "catatonit")
 HELPERS = ("/usr/lib/podman", "/usr/libexec/podman")
 """Where podman's own programs lie, beside the PATH."""
+DNS = Path("/run/containers/networks/aardvark-dns")
+"""Where aardvark-dns, the name service of podman's networks, has a table for each network; it reads them on SIGHUP."""
 BASE_IMAGE = "docker.io/library/debian:bookworm-slim"
 OWN_BASE_IMAGE = "localhost/forebay-base:bookworm"
-# runc may not raise limits above those of a container that it runs in itself; without systemd there are no other cgroups.
+# runc may not raise limits above those of a container that it runs in itself; without systemd, no cgroups by way of it.
 CONFIGURATION = """\
 [containers]
 default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
@@ -84,12 +87,28 @@ class Podman:
         found: dict[str, Any] = json.loads(self("inspect", "--type", kind, name))[0]
         return found
 
+    def output_of(self, container: str) -> str:
+        """All that a container has logged, on both streams."""
+        done = subprocess.run(
+            ["podman", "logs", container], env=self.environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout + done.stderr
+
     def address(self, container: str) -> str:
         """The IP address of a container, or of the pod that it is in."""
         state = self.inspect(container)
         if state.get("Pod") and not state["IsInfra"]:
             state = self.inspect(self.inspect(state["Pod"], "pod")["InfraContainerID"])
         return next(str(network["IPAddress"]) for network in state["NetworkSettings"]["Networks"].values())
+
+    def forget_name(self, network: str, address: str) -> None:
+        """Takes an address out of the network's name service, with its container running on."""
+        table = DNS / network
+        lines = table.read_text().splitlines()
+        kept = [line for line in lines if address not in line.split()]
+        assert len(kept) == len(lines) - 1, f"{address} stands {len(lines) - len(kept)} times in {table}"
+        table.write_text("\n".join(kept) + "\n")
+        os.kill(int((DNS / "aardvark.pid").read_text()), signal.SIGHUP)
 
     def base_image(self) -> str:
         """The image that ours are built on: from a registry, or made from a Debian mirror where none is reached."""

@@ -1,4 +1,4 @@
-"""An installed chart without a cluster: rendered by Helm, each workload's pod played by podman under its Service's name.
+"""An installed chart without a cluster: rendered by Helm, each workload's pod played by podman by its Service's name.
 
 What the pods are told is what the chart says: environment, commands, volumes, security context. What stands in for
 Kubernetes is this file: names by network aliases, a probe by asking what the manifest asks, the Secret by podman's own.
@@ -10,8 +10,10 @@ import copy
 import importlib.util
 import os
 import subprocess
+import time
 import urllib.request
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,11 @@ class Release:
         return name
 
     def stop(self, pod: str) -> None:
-        self.podman("pod", "stop", "--time", "15", pod)
+        """Ends a pod as Kubernetes does: its address leaves the Service at once, the preStop hook keeps it serving
+        those who have not heard of that, then its processes end, then its network."""
+        self.podman.forget_name(self.network, self.address(pod))
+        time.sleep(max(_pre_stop(container) for container in self._pods[pod]["spec"]["containers"]))
+        self.podman("stop", "--time", "20", *self.containers(pod))
         self.podman("pod", "rm", "--force", pod)
         del self._pods[pod]
 
@@ -90,7 +96,7 @@ class Release:
     def wait_ready(self, pod: str, seconds: float = 120) -> None:
         """Waits until every readiness probe of the pod passes, asked as the manifest says."""
         for container in self._pods[pod]["spec"]["containers"]:
-            wait_for(lambda container=container: self._probe(pod, container), f"{pod} ready", seconds)
+            wait_for(partial(self._probe, pod, container), f"{pod} ready", seconds)
 
     def _probe(self, pod: str, container: Manifest) -> bool:
         probe = container["readinessProbe"]
@@ -135,17 +141,16 @@ def for_podman(pod: Manifest, secrets: dict[str, dict[str, str]]) -> list[Manife
             secret = volume.pop("secret")
             copied = f"{name}-{secret['secretName']}"
             volume["configMap"] = {"name": copied, "items": secret["items"]}
-            metadata = {"name": copied}
             data = secrets[secret["secretName"]]
-            beside.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
+            beside.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": copied}, "data": data})
         if "configMap" in volume:
             volume["configMap"].setdefault("optional", False)  # it dies where this is left out
     for container in spec["containers"]:
         container.pop("ports", None)  # it would publish them on this machine
-    # Annotations it takes for labels, and finds them too long.
-    metadata = {key: pod["metadata"][key] for key in ("name", "labels")}
-    # Else it would remove an init container that has ended, while it may still see it run.
-    metadata["annotations"] = {"io.podman.annotations.init.container.type": "always"}
+    # The chart's annotations it takes for labels, and finds them too long. With this one of its own it keeps an init
+    # container that has ended, which it else removes, and may still see running then.
+    annotations = {"io.podman.annotations.init.container.type": "always"}
+    metadata = {"name": name, "labels": pod["metadata"]["labels"], "annotations": annotations}
     return [*beside, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}]
 
 
@@ -165,6 +170,10 @@ def _make_secrets_module() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _pre_stop(container: Manifest) -> float:
+    return float(container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0))
 
 
 def processes_of(container: dict[str, Any]) -> list[int]:
