@@ -38,11 +38,6 @@ def text_event(text: str) -> bytes:
     return b"".join(b"data: " + line.encode() + b"\n" for line in LINE_BREAK.split(text)) + b"\n"
 
 
-def comment(text: str) -> bytes:
-    """A comment block, which clients ignore; keeps idle connections open."""
-    return b": " + LINE_BREAK.sub(" ", text).encode() + b"\n\n"
-
-
 def note(value: dict[str, Any]) -> bytes:
     """The engine's note to the gateway; stands directly before the data line that it is about."""
     return NOTE_PREFIX + dump(value) + b"\n"
