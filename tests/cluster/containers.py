@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
+
 ROOT = Path(__file__).parents[2]
 PREFIX = "forebay-run-"
 PROGRAMS = ("podman", "runc", "conmon", "netavark", "aardvark-dns", "iptables", "catatonit")
@@ -164,7 +166,7 @@ def wait_for(look: Callable[[], Any], what: str, seconds: float) -> Any:
         try:
             if found := look():
                 return found
-        except (OSError, AssertionError, ValueError) as error:
+        except (OSError, AssertionError, ValueError, httpx2.HTTPError) as error:
             last = f"{type(error).__name__}: {error}"
         time.sleep(0.2)
     raise AssertionError(f"{what}: not within {seconds:.0f} s; last: {last}")

@@ -26,16 +26,16 @@ _numbers = count()
 
 
 @pytest.fixture(scope="module")
-def gateway(release: Release) -> httpx2.Client:
+def gateway(release: Release) -> Iterator[httpx2.Client]:
     """Asks the gateway as a client with the first key does; knows the model already."""
     pod = next(name for name in release.pods if name.endswith("-gateway"))
-    client = httpx2.Client(
+    with httpx2.Client(
         base_url=f"http://{release.address(pod)}:8080",
         headers={"Authorization": f"Bearer {release.api_key}"},
         timeout=REQUEST_TIMEOUT + 30,
-    )
-    wait_for(lambda: client.get("/v1/models").json()["data"], "a model behind the gateway", 60)
-    return client
+    ) as client:
+        wait_for(lambda: client.get("/v1/models").json()["data"], "a model behind the gateway", 60)
+        yield client
 
 
 def ask(client: httpx2.Client) -> httpx2.Response:
@@ -95,6 +95,7 @@ def _served(podman: Podman, container: str) -> bool:
     return '"route": "/v1/chat/completions"' in podman("logs", container)
 
 
+@pytest.mark.requires("nginx")
 def test_a_stream_of_90_seconds_passes_the_ingress_and_a_request_past_the_limit_gets_504(
     release: Release, podman: Podman, gateway: httpx2.Client, free_row: Any, tmp_path: Path
 ) -> None:
@@ -102,8 +103,12 @@ def test_a_stream_of_90_seconds_passes_the_ingress_and_a_request_past_the_limit_
     container = release.containers(next(name for name in release.pods if "-model-" in name))[0]
     tokens = 400
     text = {"model": MODEL, "prompt": "1, 2, 3, 4, 5, 6, 7, 8,", "temperature": 0}
-    with ThreadPoolExecutor(1) as background, ingress(release, str(gateway.base_url), port, tmp_path):
-        through = httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=gateway.headers, timeout=gateway.timeout)
+    proxy = f"http://127.0.0.1:{port}"
+    with (
+        ThreadPoolExecutor(1) as background,
+        ingress(release, str(gateway.base_url), port, tmp_path),
+        httpx2.Client(base_url=proxy, headers=gateway.headers, timeout=gateway.timeout) as through,
+    ):
         too_long = background.submit(through.post, "/v1/completions", json={**text, "max_tokens": 7000})
         begin = time.monotonic()
         arrivals: list[float] = []

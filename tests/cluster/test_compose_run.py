@@ -35,10 +35,9 @@ def stack(podman: Podman, images: dict[str, str], free_row: Callable[[int], int]
     try:
         compose("up", "--detach")
         key = (secrets / "api-key").read_text().strip()
-        client = httpx2.Client(
-            base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"}, timeout=60
-        )
-        yield SimpleNamespace(client=client, compose=compose, project=project, secrets=secrets)
+        headers = {"Authorization": f"Bearer {key}"}
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=60) as client:
+            yield SimpleNamespace(client=client, compose=compose, project=project, secrets=secrets)
     finally:
         podman.remove(project)
 

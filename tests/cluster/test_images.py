@@ -67,10 +67,19 @@ def test_an_image_says_what_it_is_and_how_to_run_it(
 def test_an_image_holds_no_tools_to_build_with_and_nothing_of_the_builders_settings(
     podman: Podman, images: dict[str, str], name: str
 ) -> None:
-    tools = r"\( -name gcc -o -name 'cc1*' -o -name pip -o -name 'pip3*' -o -name pip-host -o -name pip.conf \)"
-    caches = "-path '*/.cache/*' -o -path '*/var/lib/apt/lists/*_*' -o -name '*.deb'"
+    unwanted = (
+        "*/bin/gcc*",
+        "*/bin/cc",
+        "*/bin/pip*",
+        "*/pip.conf",
+        "*/pip-host",
+        "*/.cache/*",
+        "*/lists/*_*",
+        "*.deb",
+    )
+    paths = [word for pattern in unwanted for word in ("-o", "-path", pattern)][1:]
 
-    found = in_image(podman, images[name], "sh", "-c", rf"find / -xdev \( {tools} -o {caches} \) -not -path '/proc/*'")
+    found = podman("run", "--rm", "--user=0", "--entrypoint=find", images[name], "/", "-xdev", "(", *paths, ")")
 
     assert found == ""
     history = podman("history", "--no-trunc", "--format", "json", images[name])
@@ -107,7 +116,7 @@ def test_the_gateway_is_less_than_250_mb_over_its_base(podman: Podman, images: d
 
 
 def test_a_pod_starts_from_its_bundled_model_offline_and_writes_nothing(podman: Podman, images: dict[str, str]) -> None:
-    with running(podman, images["inference"], "--network=none", "--tmpfs=/var/lib/forebay:mode=1777") as name:
+    with running(podman, images["inference"], "--network=none", "--volume=/var/lib/forebay") as name:
         ready = ("exec", name, *HEALTH, "FOREBAY_INFERENCE_PORT", "/readyz")
         wait_for(lambda: podman.works(*ready), "the pod", 120)
 
@@ -118,7 +127,7 @@ def test_a_pod_starts_from_its_bundled_model_offline_and_writes_nothing(podman: 
 
 def test_the_gateway_ends_in_good_order_on_sigterm(podman: Podman, images: dict[str, str]) -> None:
     secrets = [f"--env={name}={value}" for name, value in SECRETS.items()]
-    with running(podman, images["gateway"], "--network=none", "--tmpfs=/var/lib/forebay:mode=1777", *secrets) as name:
+    with running(podman, images["gateway"], "--network=none", "--volume=/var/lib/forebay", *secrets) as name:
         wait_for(lambda: podman.works("healthcheck", "run", name), "the gateway", 60)
         confinement(podman, name)
 
@@ -146,7 +155,7 @@ def test_the_cache_with_a_password_answers_only_who_knows_it(podman: Podman, ima
         address = podman.address(name)
 
         assert "NOAUTH" in ask_cache(podman, images, address, "PING")
-        assert "PONG" in ask_cache(podman, images, address, "PING", password=password)
+        assert "True" in ask_cache(podman, images, address, "PING", password=password)
         assert password not in podman("top", name, "args")
 
 
