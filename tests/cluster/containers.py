@@ -44,7 +44,10 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "containers are run as root here, and this is another user"
     absent = [name for name in PROGRAMS if not any(shutil.which(name, path=path) for path in (None, *HELPERS))]
-    return f"not installed: {', '.join(absent)}" if absent else None
+    if absent:
+        return f"not installed: {', '.join(absent)}"
+    tried = subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"], capture_output=True, check=False)
+    return None if tried.returncode == 0 else "the namespaces that containers are made of cannot be had here"
 
 
 class Podman:
