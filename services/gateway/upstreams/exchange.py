@@ -7,6 +7,7 @@ engine. That needs the socket, which pooling clients hide until the response has
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections import deque
@@ -20,6 +21,15 @@ CONNECT_TIMEOUT = 2.0
 BACKSTOP = 2.0
 """Seconds after the deadline at which the gateway gives up waiting; the pod is to answer by itself before."""
 PIECE = 65536
+VANISHED = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
+)
+"""Socket options by which a pod whose host or network is gone, and so never closes the connection, is noticed within
+15 seconds instead of at the request's deadline."""
 
 
 class Unreachable(Exception):
@@ -53,6 +63,8 @@ class Pool:
         connection = self._kind(*self._address, timeout=CONNECT_TIMEOUT)
         try:
             connection.connect()
+            for level, option, value in VANISHED:
+                connection.sock.setsockopt(level, option, value)
         except OSError as error:
             raise Unreachable(str(error)) from error
         return connection
@@ -103,11 +115,10 @@ class Exchange:
             self._limit_wait()
             connection.request(method, self._pool.prefix + path, body=body, headers=dict(headers))
             self._response = connection.getresponse()
-        except TimeoutError:
-            connection.close()
-            raise
         except (OSError, HTTPException) as error:
             connection.close()
+            if _deadline_passed(error):
+                raise TimeoutError from None
             raise Broken(f"the connection ended before an answer ({type(error).__name__})") from error
         return self._response
 
@@ -127,9 +138,9 @@ class Exchange:
             try:
                 self._limit_wait()
                 piece = self._response.read1(PIECE)
-            except TimeoutError:
-                raise
             except (OSError, HTTPException, ValueError) as error:
+                if _deadline_passed(error):
+                    raise TimeoutError from None
                 raise Broken(f"the connection ended in mid-answer ({type(error).__name__})") from error
             if not piece:
                 # A cut chunked body raises; one with a Content-Length just ends, with something left of its length.
@@ -165,3 +176,8 @@ class Exchange:
             raise TimeoutError
         if self._connection is not None and self._connection.sock is not None:
             self._connection.sock.settimeout(remaining)
+
+
+def _deadline_passed(error: Exception) -> bool:
+    """Tells our own wait, which ended, from the kernel's word that the peer is gone: both are a `TimeoutError`."""
+    return isinstance(error, TimeoutError) and error.errno != errno.ETIMEDOUT

@@ -1,9 +1,11 @@
 """One HTTP exchange with one pod: its ends, good and bad."""
 
+import errno
 import socket
 import threading
 import time
 from contextlib import closing
+from http.client import HTTPResponse
 from typing import Any
 
 import pytest
@@ -115,3 +117,25 @@ def test_abort_ends_a_read_that_waits() -> None:
 def test_a_deadline_that_has_passed_is_a_timeout() -> None:
     with scripted_pod(lambda handler, _: handler.answer(200, b"late")) as url, pytest.raises(TimeoutError):
         post(Pool(url), seconds=-10)
+
+
+def test_a_pod_whose_host_is_gone_is_lost_and_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel reports once its probes have had no answer; a vanished network cannot be made here."""
+
+    def vanished(*_: object) -> bytes:
+        raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
+
+    with scripted_pod(streaming(b"one")) as url:
+        exchange = post(Pool(url))
+        monkeypatch.setattr(HTTPResponse, "read1", vanished)
+        with pytest.raises(Broken):
+            exchange.read()
+        exchange.close()
+
+
+def test_a_connection_is_probed_while_it_waits() -> None:
+    with scripted_pod(streaming(b"one")) as url:
+        connection = Pool(url).open()
+        assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
+        connection.close()
