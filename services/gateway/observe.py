@@ -32,7 +32,7 @@ def observe(event: Event, call: Call, spent: Spent) -> bool:
     else:
         if spent.first_token_at is None and (event.note is None or spent.completion_tokens):
             spent.first_token_at = time.monotonic()
-        if call.request.deterministic:
+        if call.request.deterministic and call.use_cache:
             _keep_text(data, spent)
     return True
 
