@@ -9,13 +9,23 @@ from dataclasses import dataclass, field
 class Sampling:
     """How the next token is drawn.
 
-    temperature 0 takes the likeliest token, and then nothing else matters. top_k 0 and top_p 1 leave all tokens in.
+    temperature 0 takes the likeliest token, and then top_k, top_p, min_p and seed do not matter. top_k 0, top_p 1 and
+    min_p 0 leave all tokens in. The penalties and the bias change the logits before that: repetition_penalty divides
+    or multiplies those of tokens in prompt or answer (CTRL: Keskar et al. 2019), presence and frequency penalties
+    subtract from those in the answer (OpenAI API), logit_bias adds to those it names.
+    logprobs: how many of the likeliest tokens to report with each token drawn; None reports nothing.
     seed fixes the draw: token i of a request depends on the seed, i and the distribution, on nothing else in the batch.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    logprobs: int | None = None
     seed: int = 0
 
 
@@ -25,15 +35,24 @@ class Sequence:
 
     ids: the prompt, then what was generated. computed: how many of them, from the first on, have their keys and values
     in the pool. blocks: the pool's blocks that hold these, in order of position.
+    salt: whose request it is; blocks are shared, and turns are shared out, by it. adapter: the LoRA adapter that
+    computes it. weight: the share of the machine that its salt has, against others. priority: smaller goes first.
+    cached: prompt tokens that the prefix cache spared at the first admission. seconds: its part of the steps' time.
     """
 
     ids: list[int]
     prompt_length: int
     max_tokens: int
     sampling: Sampling = Sampling()
+    salt: str = ""
+    adapter: str | None = None
+    weight: float = 1.0
+    priority: int = 0
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
     preemptions: int = 0
+    cached: int = 0
+    seconds: float = 0.0
 
     @property
     def generated(self) -> int:

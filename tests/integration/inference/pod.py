@@ -114,6 +114,14 @@ class Pod:
         finally:
             connection.close()
 
+    def await_log(self, text: str) -> str:
+        """The log, once it says `text`: a request's line is written after its answer has left."""
+        deadline = time.monotonic() + 30
+        while text not in (log := self.log.read_text()):
+            assert time.monotonic() < deadline, log
+            time.sleep(0.01)  # a file tells nobody that it grew
+        return log
+
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's series that have these labels."""
         connection = http.client.HTTPConnection("127.0.0.1", self.metrics_port, timeout=10)

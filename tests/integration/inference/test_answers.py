@@ -96,8 +96,7 @@ def test_an_unknown_route_and_a_wrong_method_are_refused_in_openais_shape(pod: P
 def test_nothing_of_this_is_logged_as_a_traceback_and_no_prompt_is_logged(pod: Pod) -> None:
     secret = "my secret is a purple elephant"
     pod.post(CHAT, chat(secret, max_tokens=2), {"X-Request-Id": "req-of-this-test"})
-    log = pod.log.read_text()
-    assert "req-of-this-test" in log
+    log = pod.await_log("req-of-this-test")
     assert "Traceback" not in log
     assert secret not in log
     assert "purple" not in log
