@@ -9,8 +9,11 @@ import signal
 import threading
 from typing import Any
 
+from gunicorn.errors import HaltServer
+
 from services.common.settings import InferenceSettings
 from services.common.telemetry import configure_logging
+from services.inference.engine.ranks import ranks
 from services.web import serve
 
 # torch's threads wait for each other several hundred times a step. By default they spin meanwhile, and when anything
@@ -42,6 +45,12 @@ proc_name = "forebay-inference"
 
 def when_ready(_server: Any) -> None:
     serve.serve_metrics(settings.host, settings.metrics_port)
+
+
+def pre_fork(_server: Any, worker: Any) -> None:
+    """A worker that died is replaced, but in a split model, where the other ranks are in the middle of its steps."""
+    if ranks() > 1 and worker.age > 1:
+        raise HaltServer("rank 0 is lost, so the pod ends", 1)
 
 
 def post_worker_init(worker: Any) -> None:

@@ -15,6 +15,7 @@ from services.common.errors import ApiError, DeadlineExceeded, HttpError, ModelN
 from services.common.metrics import EngineMetrics
 from services.common.settings import InferenceSettings
 from services.inference.engine.errors import SourceError
+from services.inference.engine.ranks import ranks
 
 if TYPE_CHECKING:
     from services.inference.engine.engine import Engine
@@ -42,7 +43,12 @@ class Models:
         """
         Args:
             catalogue: sources by name; the first is the one that `start` loads.
+
+        Raises:
+            ValueError: several models, over several ranks.
         """
+        if ranks() > 1 and len(catalogue) > 1:  # all ranks would have to load and evict at the same points
+            raise ValueError("A pod of several ranks serves one model: FOREBAY_MODEL must name no more.")
         self._slots = {name: Slot(source) for name, source in catalogue.items()}
         self._first = next(iter(catalogue))
         self._settings = settings

@@ -23,6 +23,8 @@ from services.inference.engine.attention import ATTENTION, LayerShape
 from services.inference.engine.blocks import BlockPool
 from services.inference.engine.errors import SourceError, UnsupportedModel
 from services.inference.engine.pack import pack, packed_bytes
+from services.inference.engine.parallel import Leader, lead, least, local, placement
+from services.inference.engine.ranks import rank, ranks
 from services.inference.engine.run import Runner, layer_shapes
 from services.inference.engine.schedule import Work
 from services.inference.engine.sequence import Sampling, Sequence
@@ -50,7 +52,7 @@ MakeRoom = Callable[[int], int]
 class Loaded:
     """A model that is ready to generate."""
 
-    runner: Runner
+    runner: Runner | Leader
     tokenizer: Any
     pool: BlockPool
     context_length: int
@@ -107,10 +109,10 @@ def load(
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first GPU where there is one, else the CPU."""
+    """`auto` is the first GPU where there is one, else the CPU. Each rank of a split model has a GPU of its own."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    return torch.device(name, rank()) if name == "cuda" and ranks() > 1 else torch.device(name)
 
 
 def use_own_cores() -> None:
@@ -152,14 +154,14 @@ def weight_bytes(folder: Path, device: torch.device) -> int:
 
 
 def _load_weights(folder: Path, device: torch.device) -> PreTrainedModel:
-    needed, free = weight_bytes(folder, device), free_memory(device)
+    needed, free = weight_bytes(folder, device) // ranks(), free_memory(device)
     if needed > free:
         raise SourceError(f"Too little memory: the weights need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.")
     # On CPU exact: half precision there is emulated on most machines, slower than float32 and less precise.
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map=str(device), use_safetensors=True, trust_remote_code=False
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **placement(folder, device)
         )
     except (ValueError, KeyError, OSError) as error:
         raise SourceError(f"transformers cannot load the model in {folder}: {error}") from error
@@ -179,10 +181,11 @@ def _warm_up(model: PreTrainedModel, tokenizer: Any, settings: InferenceSettings
         raise UnsupportedModel(
             f"Models of type '{model.config.model_type}' do not let attention be replaced."
         ) from error
-    pack(model)
+    if ranks() == 1:  # a split linear is more than its product: transformers hangs the sum over the ranks on it
+        pack(model)
     shapes = layer_shapes(model)
     context = _context_length(model, settings)
-    pool = BlockPool(_pool_blocks(model, shapes, context, settings, make_room), BLOCK_SIZE)
+    pool = BlockPool(least(_pool_blocks(model, shapes, context, settings, make_room)), BLOCK_SIZE)
     runner = Runner(model, shapes, blocks=pool.count, block_size=BLOCK_SIZE)
     _check(runner, pool, texts, expected, model)
     generation = model.generation_config
@@ -190,7 +193,7 @@ def _warm_up(model: PreTrainedModel, tokenizer: Any, settings: InferenceSettings
     eos_ids = {eos} if isinstance(eos, int) else set(eos or ())
     tokenizer.decode(tokenizer("warm").input_ids)
     return Loaded(
-        runner=runner,
+        runner=lead(runner),
         tokenizer=tokenizer,
         pool=pool,
         context_length=min(context, pool.tokens),
@@ -207,7 +210,7 @@ def _warm_up(model: PreTrainedModel, tokenizer: Any, settings: InferenceSettings
 
 def _weights(model: PreTrainedModel) -> int:
     """Bytes of the weights, shared ones counted once."""
-    return sum(weight.nbytes for weight in model.parameters()) + packed_bytes(model)
+    return sum(local(weight).nbytes for weight in model.parameters()) + packed_bytes(model)
 
 
 def _default(generation: Any, name: str, fallback: Any) -> Any:
