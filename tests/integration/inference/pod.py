@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,9 @@ from services.common import sse
 
 ROOT = Path(__file__).parents[3]
 START_TIMEOUT = 120.0
+ALONE = ("-m", "gunicorn", "-c", "python:services.inference.gunicorn_conf")
+SPLIT = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "services.inference")
+"""How a pod is started: as one process, or as two that share the model."""
 
 
 def free_port() -> int:
@@ -139,13 +142,14 @@ class Pod:
 
 
 @contextmanager
-def running_pod(folder: Path, home: Path, *, ready: bool = True, **settings: Any) -> Iterator[Pod]:
+def running_pod(
+    folder: Path, home: Path, *, ready: bool = True, command: Sequence[str] = ALONE, **settings: Any
+) -> Iterator[Pod]:
     """A pod with these settings, from when it is ready (or has failed) until the block ends."""
     port, metrics_port, log = free_port(), free_port(), folder / f"pod-{time.monotonic_ns()}.log"
     given = {"home": home, "inference_port": port, "metrics_port": metrics_port, "device": "cpu"} | settings
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("FOREBAY_", "PROMETHEUS_"))}
     environment |= {f"FOREBAY_{key.upper()}": str(value) for key, value in given.items()}
-    command = ["-m", "gunicorn", "-c", "python:services.inference.gunicorn_conf"]
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, *command], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
