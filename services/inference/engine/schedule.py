@@ -1,26 +1,44 @@
 """Which tokens the next step computes. Pure Python: a property test can drive it through any life of any requests.
 
 Prefill and decode are one thing: a sequence has tokens pending, one in the middle of generation, many at the start. A
-step computes at most `step_tokens` of them: first the one token of every sequence that generates, so that a long prompt
-stalls nobody, then prompts in chunks with what is left.
+step computes the one token of every sequence that generates, and prompts in chunks with what the budget leaves: up to
+`step_tokens` in all, but of prompts only `chunk_tokens` while others generate, since what a chunk takes is how long
+their next tokens wait.
 
-Memory: a sequence is admitted when the blocks for all its tokens are free, and takes one more block whenever it grows
-past its last. When none is left, the sequence admitted last is preempted: it gives all its blocks back, waits at the
-head of the queue and is computed again, prompt and generated tokens, when there is room. Since the oldest sequence is
-never the victim and every sequence alone fits into the pool, someone always gets on.
+Which prompt is next: a sequence is admitted when the fair queue says so. Among those admitted shorter prompts go first,
+as they lose most by waiting, but one of n tokens lets others pass for n tokens at most, and after each of its chunks
+for as many tokens as that had (`turn`). So none starves, and a long one that had to wait does not block the next short.
+
+Memory: a sequence is admitted when the blocks for all its tokens can be had, and nobody passes the head of the queue,
+however small. It takes over the blocks that the prefix cache has for its beginning, also those that others have
+computed since it was admitted. What another is computing in this very step it waits for. It takes one more block
+whenever it grows past its last; when none is left, the one of the lowest priority that was admitted last is preempted:
+it gives its blocks back, waits where it waited before, and continues when there is room with what the cache still has.
+
+A request of higher priority, or of a tenant of whom nothing runs while another who was served no less has several
+running, is not kept waiting for one of those to end: it is admitted in its place.
+
+Someone always gets on: of those who run, the first admitted of the highest priority is never preempted but for a still
+higher one, and every sequence alone fits into the pool.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 
 from services.inference.engine.blocks import BlockPool
+from services.inference.engine.fair import FairQueue
 from services.inference.engine.sequence import Sequence
+from services.inference.engine.table import BlockTables
+
+CHUNK_TOKENS = 48
+"""On two CPU cores a token of a prompt takes a millisecond, a step of 16 that generate about 25 with nothing else."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Work:
     """The next `count` pending tokens of a sequence."""
 
@@ -36,13 +54,31 @@ class Work:
 class Scheduler:
     """Waiting and running sequences over one block pool. Used by one thread."""
 
-    def __init__(self, pool: BlockPool, *, max_batch: int, step_tokens: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_batch: int,
+        step_tokens: int,
+        chunk_tokens: int = CHUNK_TOKENS,
+        prefix_cache: bool = True,
+    ) -> None:
+        """
+        Args:
+            max_batch: sequences that run at once.
+            step_tokens: tokens that one step computes at most.
+            chunk_tokens: tokens of prompts that a step computes at most while sequences generate.
+            prefix_cache: whether blocks that are computed may be used again.
+        """
         self.pool = pool
         self.max_batch = max_batch
         # At least one token for everybody who runs, so that none of them can starve.
         self.step_tokens = max(step_tokens, max_batch)
-        self.waiting: deque[Sequence] = deque()
+        self.chunk_tokens = max(chunk_tokens, 1)
+        self._tables = BlockTables(pool, prefix_cache=prefix_cache)
+        self.waiting = FairQueue()
         self.running: list[Sequence] = []  # in order of admission
+        self._clock = 0  # tokens of prompts planned so far
 
     @property
     def busy(self) -> bool:
@@ -50,93 +86,183 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     def add(self, sequence: Sequence) -> None:
-        """Puts a sequence at the end of the queue.
+        """Puts a sequence into the queue.
 
         Raises:
-            ValueError: it has no tokens, or could not be computed even with the whole pool to itself.
+            ValueError: it has no tokens, could not be computed even with the whole pool to itself, or has no weight.
         """
         if not sequence.ids or sequence.limit > self.pool.tokens:
             raise ValueError(f"a sequence of 1 to {self.pool.tokens} tokens can be computed, not {sequence.limit}")
-        self.waiting.append(sequence)
+        if not 0 < sequence.weight < math.inf:
+            raise ValueError(f"a weight is a positive number, not {sequence.weight}")
+        self._tables.name(sequence)
+        self.waiting.push(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Takes a sequence out, wherever it is, and frees its blocks."""
+        """Takes a sequence out, wherever it is, and gives its blocks back.
+
+        Raises:
+            ValueError: it is not here.
+        """
         if sequence in self.running:
-            self.running.remove(sequence)
+            self._stop(sequence)
         else:
             self.waiting.remove(sequence)
-        self._release(sequence)
+
+    def requeue(self, sequence: Sequence) -> None:
+        """Lets a running sequence wait again, where it waited before, as one whose step failed must."""
+        self._stop(sequence)
+        self.waiting.push(sequence)
 
     def plan(self) -> list[Work]:
         """The work of the next step, empty only when nothing is waiting or running. Decides admission and preemption.
 
-        Whoever calls this either commits the plan or removes the sequences in it.
+        Whoever calls this either commits the plan, or removes or requeues the sequences in it.
         """
-        generating = [sequence for sequence in self.running if sequence.pending == 1]
-        work: list[Work] = []
-        preempted = False
-        for sequence in generating:
-            if sequence not in self.running:
-                continue  # preempted for an older one
-            preempted |= self._make_room(sequence)
-            if sequence in self.running:
-                work.append(Work(sequence, 1))
-
-        budget = self.step_tokens - len(work)
-        for sequence in self.running:
-            if sequence.pending > 1 and budget > 0:
-                work.append(Work(sequence, min(sequence.pending, budget)))
-                budget -= work[-1].count
+        preempted = self._grow()
         # Who was preempted just now shall not come straight back and push out the next.
-        while not preempted and budget > 0 and (admitted := self._admit()):
-            work.append(Work(admitted, min(admitted.pending, budget)))
-            budget -= work[-1].count
-        return work
+        if not preempted:
+            self._make_way()
+        work = [Work(sequence, 1) for sequence in self.running if sequence.pending == 1]
+        for decode in work:
+            self.waiting.charge(decode.sequence, 1)
+        budget = min(self.chunk_tokens, self.step_tokens - len(work)) if work else self.step_tokens
+        return work + self._prefill(budget, admitting=not preempted)
 
     def commit(self, plan: Listing[Work], tokens: Listing[int]) -> None:
         """Records that `plan` was computed and that `tokens` came out of it, one for each work that samples."""
         sampled = iter(tokens)
         for work in plan:
             token = next(sampled) if work.samples else None
-            work.sequence.computed += work.count
+            self._tables.advance(work.sequence, work.count)
             if token is not None:
                 work.sequence.ids.append(token)
+                self.waiting.charge(work.sequence, 1)
 
-    def _admit(self) -> Sequence | None:
-        """Moves the head of the queue into the batch, if there is a place and memory for it.
+    def _grow(self) -> bool:
+        """Sees that all who generate have a block for their next token; tells whether someone was preempted for that.
 
-        Nobody passes the head, however small: else a long prompt could wait for ever.
+        The victim may be the one who grows, when all others come before it.
         """
-        if not self.waiting or len(self.running) >= self.max_batch:
-            return None
-        needed = self.pool.blocks_for(len(self.waiting[0].ids))
-        if needed > self.pool.free:
-            return None
-        sequence = self.waiting.popleft()
-        sequence.blocks = self.pool.take(needed)
-        self.running.append(sequence)
-        return sequence
-
-    def _make_room(self, sequence: Sequence) -> bool:
-        """Sees that `sequence` has a block for its next token; tells whether someone was preempted for that.
-
-        The victim may be the sequence itself, when all others came before it.
-        """
-        if len(sequence.blocks) * self.pool.size >= len(sequence.ids):
-            return False
         preempted = False
-        while not self.pool.free:
-            victim = self.running.pop()
-            self._release(victim)
-            victim.preemptions += 1
-            self.waiting.appendleft(victim)
-            preempted = True
-            if victim is sequence:
-                return True
-        sequence.blocks += self.pool.take(1)
+        for sequence in [sequence for sequence in self.running if sequence.pending == 1]:
+            while sequence.blocks and not self._tables.grow(sequence):
+                self._preempt(max(reversed(self.running), key=lambda running: running.priority))
+                preempted = True
         return preempted
 
-    def _release(self, sequence: Sequence) -> None:
-        self.pool.give_back(sequence.blocks)
-        sequence.blocks = []
-        sequence.computed = 0
+    def _make_way(self) -> None:
+        """Admits the head of the queue in the place of others who have to stand back for it, when that is enough.
+
+        Those of lower priority have to, and where nothing of its tenant runs, all but the first of each tenant who was
+        served no less. The latest of the most served goes first; with the prefix cache, little of its work is lost.
+        """
+        head = self.waiting.head()
+        if head is None or self._fits(head) or not self._is_before(head, self._begun()):
+            return
+        tenant = self.waiting.tenant(head)
+        behind: list[Sequence] = []
+        seen: set[str] = set()
+        for other in sorted(self.running, key=lambda one: (one.priority, self.waiting.tenant(one).served)):
+            served_more = other.salt in seen and self.waiting.tenant(other).served >= tenant.served
+            as_urgent = other.priority == head.priority
+            if other.priority > head.priority or (as_urgent and served_more and not tenant.running):
+                behind.append(other)
+            seen.add(other.salt)
+        victims: list[Sequence] = []
+        blocks = 0
+        while behind and not self._fits(head, places=len(victims), blocks=blocks):
+            victims.append(behind.pop())
+            blocks += self._tables.yields(victims[-1], head)
+        if victims and self._fits(head, places=len(victims), blocks=blocks):
+            for victim in victims:
+                self._preempt(victim)
+            self._admit(head)
+
+    def _prefill(self, budget: int, *, admitting: bool) -> list[Work]:
+        """Shares `budget` out among the prompts of those who run, and of those whom it admits."""
+        work: list[Work] = []
+        computing: set[bytes] = set()
+        passed: set[Sequence] = set()
+        begun = self._begun()
+        while budget > 0:
+            head = self._candidate(passed, computing) if admitting else None
+            if head and self._is_before(head, begun):
+                if not self._fits(head):
+                    admitting = False  # nobody passes the head
+                    continue
+                self._admit(head)
+                sequence = head
+            elif begun:
+                sequence = begun.popleft()
+                self._tables.catch_up(sequence)
+                if self._awaits(sequence, computing):
+                    continue
+            else:
+                break
+            count = self._chunk(sequence, budget, first=not work)
+            if not count:
+                break
+            work.append(Work(sequence, count))
+            self.waiting.charge(sequence, count)
+            self._clock += count
+            budget -= count
+            sequence.turn = max(sequence.turn, self._clock + count)
+            size = self.pool.size
+            computing.update(sequence.keys[sequence.computed // size : -(-(sequence.computed + count) // size)])
+        return work
+
+    def _candidate(self, passed: set[Sequence], computing: set[bytes]) -> Sequence | None:
+        """The head of the queue. Passes those who wait for what is being computed; they keep their places."""
+        while len(self.running) + len(passed) < self.max_batch and (head := self.waiting.head(passed)):
+            if not self._awaits(head, computing):
+                return head
+            passed.add(head)
+        return None
+
+    def _awaits(self, sequence: Sequence, computing: set[bytes]) -> bool:
+        """Whether the next block that the sequence needs, and could share, is among those `computing`."""
+        ahead = self._tables.ahead(sequence)
+        found = len(self.pool.find(ahead)) if computing else 0
+        return found < len(ahead) and ahead[found] in computing
+
+    def _begun(self) -> deque[Sequence]:
+        """The running sequences whose prompts are not yet computed, the next first."""
+        prompts = [sequence for sequence in self.running if sequence.pending > 1]
+        return deque(sorted(prompts, key=lambda one: (one.priority, one.turn)))
+
+    def _is_before(self, head: Sequence, begun: deque[Sequence]) -> bool:
+        """Whether the prompt of a waiting sequence would be computed first, were it admitted now."""
+        turn = self._clock + len(head.ids) - len(self._tables.find(head)) * self.pool.size
+        return not begun or (head.priority, turn) < (begun[0].priority, begun[0].turn)
+
+    def _chunk(self, sequence: Sequence, budget: int, *, first: bool) -> int:
+        """How much of `budget` a prompt gets: all it needs, or whole blocks, which others can use at once; if not even
+        one can be filled, nothing, but for the `first` of the step."""
+        if sequence.pending <= budget:
+            return sequence.pending
+        whole = (sequence.computed + budget) // self.pool.size * self.pool.size - sequence.computed
+        return whole if whole > 0 else (budget if first else 0)
+
+    def _fits(self, sequence: Sequence, *, places: int = 0, blocks: int = 0) -> bool:
+        """Whether a waiting sequence can be admitted, once so many more places and blocks are free."""
+        if len(self.running) >= self.max_batch + places:
+            return False
+        return self._tables.needs(sequence) <= self.pool.free + blocks
+
+    def _admit(self, sequence: Sequence) -> None:
+        self._tables.fill(sequence)
+        if not sequence.turn:
+            sequence.cached = min(sequence.computed, sequence.prompt_length)
+        sequence.turn = self._clock + sequence.pending
+        self.waiting.start(sequence)
+        self.running.append(sequence)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.requeue(sequence)
+        sequence.preemptions += 1
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self.waiting.stop(sequence)
+        self._tables.empty(sequence)
