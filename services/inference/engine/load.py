@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from services.common.settings import InferenceSettings
 from services.inference.engine.attention import ATTENTION, LayerShape
 from services.inference.engine.blocks import BlockPool
 from services.inference.engine.errors import SourceError, UnsupportedModel
+from services.inference.engine.lora import Adapters
 from services.inference.engine.pack import pack, packed_bytes
 from services.inference.engine.parallel import Leader, lead, least, local, placement
 from services.inference.engine.ranks import rank, ranks
 from services.inference.engine.run import Runner, layer_shapes
 from services.inference.engine.schedule import Work
 from services.inference.engine.sequence import Sampling, Sequence
-from services.inference.engine.source import resolve
+from services.inference.engine.source import resolve, resolve_adapter
 
 BLOCK_SIZE = 16
 USUAL_CONTEXT = 2048
@@ -67,12 +68,14 @@ def load(
     source: str,
     settings: InferenceSettings,
     *,
+    adapters: Mapping[str, str] | None = None,
     phase: Phase = lambda _name: None,
     make_room: MakeRoom = lambda _bytes: sys.maxsize,
 ) -> Loaded:
     """Brings the model that `source` names into memory.
 
     Args:
+        adapters: sources of its LoRA adapters, by the names that requests call them.
         phase: told the name of each phase as it begins: `resolve`, `load`, `warm-up`.
         make_room: asked before memory is taken, with all that the model will have then.
 
@@ -93,6 +96,11 @@ def load(
 
     phase("resolve")
     folder = resolve(source, settings.home, bundled=settings.bundled_model, offline=settings.hub_offline)
+    if adapters and ranks() > 1:
+        raise UnsupportedModel("A model that is split over several ranks has no adapters.")
+    adapter_folders = {
+        name: resolve_adapter(where, offline=settings.hub_offline) for name, where in (adapters or {}).items()
+    }
     timed("resolve")
     phase("load")
     use_own_cores()
@@ -102,7 +110,7 @@ def load(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     timed("load")
     phase("warm-up")
-    loaded = _warm_up(model, tokenizer, settings, make_room)
+    loaded = _warm_up(model, tokenizer, adapter_folders, settings, make_room)
     timed("warm-up")
     loaded.seconds = seconds
     return loaded
@@ -169,7 +177,13 @@ def _load_weights(folder: Path, device: torch.device) -> PreTrainedModel:
     return model
 
 
-def _warm_up(model: PreTrainedModel, tokenizer: Any, settings: InferenceSettings, make_room: MakeRoom) -> Loaded:
+def _warm_up(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    adapter_folders: Mapping[str, Path],
+    settings: InferenceSettings,
+    make_room: MakeRoom,
+) -> Loaded:
     vocabulary = model.config.get_text_config().vocab_size
     texts = [[token % vocabulary for token in text] for text in CHECK_TEXTS]
     with torch.inference_mode():
@@ -183,11 +197,14 @@ def _warm_up(model: PreTrainedModel, tokenizer: Any, settings: InferenceSettings
         ) from error
     if ranks() == 1:  # a split linear is more than its product: transformers hangs the sum over the ranks on it
         pack(model)
+    adapters = Adapters(model, adapter_folders) if adapter_folders else None
     shapes = layer_shapes(model)
     context = _context_length(model, settings)
     pool = BlockPool(least(_pool_blocks(model, shapes, context, settings, make_room)), BLOCK_SIZE)
-    runner = Runner(model, shapes, blocks=pool.count, block_size=BLOCK_SIZE)
+    runner = Runner(model, shapes, adapters, blocks=pool.count, block_size=BLOCK_SIZE)
     _check(runner, pool, texts, expected, model)
+    if adapters is not None:
+        adapters.check(runner.forward, pool)
     generation = model.generation_config
     eos = generation.eos_token_id if generation is not None else None
     eos_ids = {eos} if isinstance(eos, int) else set(eos or ())

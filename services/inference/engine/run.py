@@ -17,20 +17,31 @@ from transformers import PreTrainedModel
 
 from services.inference.engine.attention import Group, LayerShape, Step
 from services.inference.engine.errors import UnsupportedModel
+from services.inference.engine.lora import Adapters
 from services.inference.engine.schedule import Work
 
 
 class Runner:
     """The model, its KV memory, and the forward pass of a step."""
 
-    def __init__(self, model: PreTrainedModel, shapes: Listing[LayerShape], *, blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        shapes: Listing[LayerShape],
+        adapters: Adapters | None = None,
+        *,
+        blocks: int,
+        block_size: int,
+    ) -> None:
         """
         Args:
             model: a causal language model whose attention is `ATTENTION`.
             shapes: what each layer keeps, as `layer_shapes` found.
+            adapters: those of the model, where it has some.
             blocks, block_size: the size of the KV memory, in blocks of so many tokens.
         """
         self._model = model
+        self._adapters = adapters
         self._block_size = block_size
         self._stride = blocks + 1  # the last block is the null block: never written, it pads short contexts
         device, dtype = model.device, model.dtype
@@ -67,6 +78,8 @@ class Runner:
             if work.samples:
                 sampled.append(len(ids) - 1)
         step = Step(self._keys, self._values, self._shapes, self._tensor(slots), self._groups(plan), self._stride)
+        if self._adapters is not None:
+            self._adapters.begin(plan)
         # At least one row, since some models do not take an empty choice.
         output = self._model(
             input_ids=self._tensor(ids)[None],

@@ -62,7 +62,25 @@ def resolve(
         raise SourceError(f"{source} is neither a GGUF file nor a model's folder.")
     if path.suffix.lower() == ".gguf" or path.is_absolute() or not HUB_ID.fullmatch(source):
         raise SourceError(f"There is no model file or folder {source}.")
-    return _from_hub(source, offline, report)
+    return _from_hub(source, offline, report, _checked)
+
+
+def resolve_adapter(source: str, *, offline: bool = False, report: Report = lambda _line: None) -> Path:
+    """The folder of the LoRA adapter that `source` names, as peft saves one.
+
+    Args:
+        source: a local folder or a hub id, with `@` and a revision where it is pinned.
+        offline: never ask the hub.
+
+    Raises:
+        SourceError: there is no such adapter, or its weights are pickled.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _checked_adapter(path)
+    if path.exists() or path.is_absolute() or not HUB_ID.fullmatch(source):
+        raise SourceError(f"There is no adapter folder {source}.")
+    return _from_hub(source, offline, report, _checked_adapter)
 
 
 def _bundled_file() -> Path:
@@ -79,6 +97,16 @@ def _checked(folder: Path) -> Path:
     if not any(folder.glob("*.safetensors")):
         raise SourceError(
             f"The folder {folder} has no safetensors weights; pickled weights can run code and are refused."
+        )
+    return folder
+
+
+def _checked_adapter(folder: Path) -> Path:
+    if not (folder / "adapter_config.json").is_file():
+        raise SourceError(f"The folder {folder} is not an adapter: it has no adapter_config.json.")
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise SourceError(
+            f"The folder {folder} has no adapter_model.safetensors; pickled weights can run code and are refused."
         )
     return folder
 
@@ -125,7 +153,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _from_hub(source: str, offline: bool, report: Report) -> Path:
+def _from_hub(source: str, offline: bool, report: Report, checked: Callable[[Path], Path]) -> Path:
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - half a second, only where it is needed
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
@@ -135,15 +163,13 @@ def _from_hub(source: str, offline: bool, report: Report) -> Path:
         snapshot_download, repo_id=found["repository"], revision=found["revision"], allow_patterns=HUB_FILES
     )
     try:
-        return _checked(Path(download(local_files_only=True)))
+        return checked(Path(download(local_files_only=True)))
     except (LocalEntryNotFoundError, SourceError) as missing:
         if offline:
-            raise SourceError(
-                f"The model {source} is not in the hub's local cache, and the hub may not be asked."
-            ) from missing
+            raise SourceError(f"{source} is not in the hub's local cache, and the hub may not be asked.") from missing
     report(f"download: {source} from the hub")
     try:
-        return _checked(Path(download()))
+        return checked(Path(download()))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SourceError(f"The model {source} cannot be fetched from the hub: {reason}") from error
+        raise SourceError(f"{source} cannot be fetched from the hub: {reason}") from error
