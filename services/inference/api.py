@@ -41,7 +41,8 @@ from services.inference.engine.sequence import Sampling
 from services.inference.models import Models
 
 if TYPE_CHECKING:
-    from services.inference.engine.engine import Engine, Generation, Piece
+    from services.inference.engine.engine import Engine
+    from services.inference.engine.generation import Generation, Piece
 
 INERT = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",

@@ -14,6 +14,7 @@ from services.common.telemetry import configure_logging
 from services.inference import api
 from services.inference.catalogue import parse_catalogue
 from services.inference.models import Models
+from services.inference.watchdog import logged_once
 from services.web import edge
 
 MAX_BODY_BYTES = 64 << 20
@@ -29,8 +30,8 @@ def create_app(settings: InferenceSettings | None = None) -> Flask:
     settings = settings or InferenceSettings()
     configure_logging("inference", settings)
     catalogue = parse_catalogue(settings.model)
-    app = edge.create_app("inference", max_body_bytes=MAX_BODY_BYTES)
     models = Models(catalogue, settings, EngineMetrics())
+    app = edge.create_app("inference", max_body_bytes=MAX_BODY_BYTES, trouble=logged_once(models.trouble))
     app.extensions["forebay.models"] = models  # where the hooks of gunicorn_conf.py find them
     api.register(app, models, settings)
 

@@ -17,8 +17,12 @@ log = logging.getLogger("forebay.access")
 PROBES = ("/healthz", "/readyz")
 
 
-def create_app(name: str, *, max_body_bytes: int) -> Flask:
-    """An application with the shared edge and no routes of its own but `/healthz`."""
+def create_app(name: str, *, max_body_bytes: int, trouble: Callable[[], str | None] = lambda: None) -> Flask:
+    """An application with the shared edge and no routes of its own but `/healthz`.
+
+    Args:
+        trouble: why the process should be started anew, in one sentence; None while it is well. Must not wait.
+    """
     app = Flask(name, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = max_body_bytes
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -26,10 +30,14 @@ def create_app(name: str, *, max_body_bytes: int) -> Flask:
     app.before_request(_open)
     app.after_request(_close)
     app.register_error_handler(Exception, answer_error)
-    app.add_url_rule("/healthz", view_func=lambda: jsonify(status="ok"), endpoint="healthz")
+    app.add_url_rule("/healthz", view_func=lambda: _health(trouble()), endpoint="healthz")
     # Grouped by rule, not by path: a scan of random paths must not make time series.
     GunicornPrometheusMetrics(app, group_by="url_rule", excluded_paths=[f"^{path}$" for path in PROBES])
     return app
+
+
+def _health(trouble: str | None) -> tuple[Response, int]:
+    return (jsonify(status="ok"), 200) if trouble is None else (jsonify(status="failed", reason=trouble), 503)
 
 
 def answer_error(error: Exception) -> Response:

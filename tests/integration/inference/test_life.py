@@ -182,6 +182,21 @@ def test_a_pod_whose_grace_is_over_ends_streams_with_an_error(model_folder: Path
         assert pod.process.wait(10) == 0
 
 
+def test_a_pod_whose_step_takes_too_long_asks_to_be_started_anew(model_folder: Path, tmp_path: Path) -> None:
+    with running_pod(tmp_path, HOME, step_timeout=0.001) as pod:  # any step does
+        assert pod.get("/healthz").body == {"status": "ok"}
+        leave = close_stream(pod)
+        deadline = time.monotonic() + 20
+        while (alive := pod.get("/healthz")).status == 200:  # between two steps all is well
+            assert time.monotonic() < deadline
+        assert alive.status == 503
+        assert alive.body["reason"] == f"A step of the model '{MODEL}' has not come back for 0 seconds."
+        leave()
+        log = pod.await_log("should be started anew")
+        assert "run.py" in log.split("should be started anew")[1]
+        assert pod.get("/v1/models").status == 200
+
+
 def test_a_pod_without_its_model_says_why_it_is_not_ready(tmp_path: Path) -> None:
     with running_pod(tmp_path, HOME, ready=False, model="/no/such/model") as pod:
         assert pod.readiness[-1] == {

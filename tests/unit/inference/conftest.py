@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from services.common.metrics import EngineMetrics
 from services.common.settings import InferenceSettings
+from services.inference.engine.energy import EnergyCounter
 from services.inference.engine.engine import Engine
 from services.inference.engine.load import load
 from tests.unit.inference.tiny import save_tiny
@@ -45,7 +46,7 @@ def start_engine(tiny_folder: Path, registry: CollectorRegistry) -> Iterator[Cal
     engines = []
     metrics = EngineMetrics(registry)
 
-    def start(folder: Path = tiny_folder, **given: int) -> Engine:
+    def start(folder: Path = tiny_folder, *, energy: EnergyCounter | None = None, **given: int) -> Engine:
         settings = InferenceSettings(model=str(folder), **({"kv_blocks": 64, "device": "cpu"} | given))
         engine = Engine(
             f"tiny-{next(numbers)}",
@@ -54,6 +55,7 @@ def start_engine(tiny_folder: Path, registry: CollectorRegistry) -> Iterator[Cal
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             step_tokens=settings.step_tokens,
+            energy=energy,
         )
         engines.append(engine)
         return engine

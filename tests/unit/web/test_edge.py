@@ -20,7 +20,7 @@ from services.web import edge
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     before = set(REGISTRY._collector_to_names)
-    app = edge.create_app("test", max_body_bytes=100)
+    app = edge.create_app("test", max_body_bytes=100, trouble=lambda: app.config.get("TROUBLE"))
 
     @app.post("/echo")
     def echo() -> Response:
@@ -189,3 +189,11 @@ def test_a_path_that_no_route_knows_is_one_label_in_the_log(
 
 def test_a_service_that_is_up_says_so(client: FlaskClient) -> None:
     assert client.get("/healthz").get_json() == {"status": "ok"}
+
+
+def test_a_service_in_trouble_says_why_and_says_when_it_is_over(app: Flask, client: FlaskClient) -> None:
+    app.config["TROUBLE"] = "It hangs."
+    answer = client.get("/healthz")
+    assert (answer.status_code, answer.get_json()) == (503, {"status": "failed", "reason": "It hangs."})
+    app.config["TROUBLE"] = None
+    assert client.get("/healthz").status_code == 200
