@@ -141,6 +141,14 @@ class InferenceSettings(CommonSettings):
         "`org/name@revision`), a local folder or a GGUF file; `name=source` gives it a name, a comma "
         "separates several, of which the first is loaded at start.",
     )
+    adapters: str = Field(
+        "",
+        description="LoRA adapters, as `model:adapter=source`, comma-separated; a source is a folder, as peft saves, "
+        "or a hub id. Requests name one as `model:adapter`.",
+    )
+    pinned: str = Field(
+        "", description="Names of models, comma-separated, that stay in memory when others need theirs."
+    )
     bundled_model: Path | None = Field(
         None,
         description="A folder that holds the bundled model converted already; images carry one, so that a pod starts "

@@ -6,14 +6,15 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from services.common.errors import ApiError, DeadlineExceeded, HttpError, ModelNotFound, UpstreamUnavailable
 from services.common.metrics import EngineMetrics
 from services.common.settings import InferenceSettings
+from services.inference.catalogue import parse_adapters, parse_pinned
 from services.inference.engine.errors import SourceError
 from services.inference.engine.ranks import ranks
 
@@ -22,12 +23,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("forebay.models")
 
+Watch = Callable[[Callable[[], None]], AbstractContextManager[object]]
+"""Calls what it is given when the client leaves within its block."""
+
 
 @dataclass
 class Slot:
     """One model of the catalogue: where it comes from and how it stands."""
 
     source: str
+    adapters: Mapping[str, str]
+    """Sources of its LoRA adapters, by name."""
+    pinned: bool
+    """Whether it stays, however long nobody asks for it."""
     engine: Engine | None = None
     phase: str | None = None
     """What its loading is at, None when it is not being loaded."""
@@ -45,11 +53,22 @@ class Models:
             catalogue: sources by name; the first is the one that `start` loads.
 
         Raises:
-            ValueError: several models, over several ranks.
+            ValueError: the settings on adapters and pinned models do not fit the catalogue, or it is more than several
+                ranks can serve together.
         """
-        if ranks() > 1 and len(catalogue) > 1:  # all ranks would have to load and evict at the same points
-            raise ValueError("A pod of several ranks serves one model: FOREBAY_MODEL must name no more.")
-        self._slots = {name: Slot(source) for name, source in catalogue.items()}
+        self._adapters = parse_adapters(settings.adapters, catalogue)
+        pinned = parse_pinned(settings.pinned, catalogue)
+        if ranks() > 1 and len(catalogue) + len(self._adapters) > 1:
+            # All ranks would have to load and evict at the same points.
+            raise ValueError("A pod of several ranks serves one model, without adapters.")
+        self._slots = {
+            name: Slot(
+                source,
+                {one.name: one.source for one in self._adapters.values() if one.base == name},
+                pinned=name in pinned,
+            )
+            for name, source in catalogue.items()
+        }
         self._first = next(iter(catalogue))
         self._settings = settings
         self._metrics = metrics
@@ -72,44 +91,45 @@ class Models:
             return {"status": "failed", "reason": first.failure}, 503
         if first.engine is None:
             return {"status": "loading", "phase": first.phase or "resolve"}, 503
-        if (trouble := self.trouble()) is not None:
-            return {"status": "failed", "reason": trouble}, 503
-        return {"status": "ready", "models": list(self._slots)}, 200
-
-    def trouble(self) -> str | None:
-        """Why the pod should be started anew, in one sentence: an engine hangs or has died. Never waits."""
-        engines = [slot.engine for slot in self._slots.values() if slot.engine is not None]
-        found = [engine.trouble(self._settings.step_timeout) for engine in engines]
-        return next(filter(None, found), None)
+        return {"status": "ready", "models": [*self._slots, *self._adapters]}, 200
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """What `/v1/models` tells of each model, by name."""
-        return {name: _describe(slot) for name, slot in self._slots.items()}
+        """What `/v1/models` tells of each model and adapter, by name. Adapters have the fields of vLLM's list."""
+        models = {name: _describe(slot) for name, slot in self._slots.items()}
+        adapters = {
+            name: models[one.base] | {"parent": one.base, "root": one.source} for name, one in self._adapters.items()
+        }
+        return models | adapters
+
+    def adapter(self, name: str) -> str | None:
+        """The LoRA adapter that a model's name asks for, as its engine knows it; None for a model as it is."""
+        found = self._adapters.get(name)
+        return found.name if found is not None else None
 
     @contextmanager
-    def use(self, name: str, deadline: float) -> Iterator[Engine]:
-        """The model's engine; loads it first where need be, and keeps it from being evicted within the block.
+    def use(self, name: str, deadline: float, watch: Watch = nullcontext) -> Iterator[Engine]:
+        """The engine of a model or of an adapter's model; loads it first where need be, and keeps it from being evicted
+        within the block.
 
         Args:
             deadline: how long to wait for a load, on the monotonic clock.
+            watch: notices that the client leaves, who then waits no longer.
 
         Raises:
             ModelNotFound: the catalogue has no such name.
             DeadlineExceeded: it was not loaded in time. Loading goes on.
+            HttpError: 499, the client left. Loading goes on.
             UpstreamUnavailable: it cannot be loaded.
         """
-        slot = self._slots.get(name)
+        base = self._adapters[name].base if name in self._adapters else name
+        slot = self._slots.get(base)
         if slot is None:
             raise ModelNotFound(name)
         with self._changed:
-            if slot.engine is None and slot.phase is None:
-                self._begin(name)
-            while slot.engine is None and slot.phase is not None:
-                if not self._changed.wait(min(deadline - time.monotonic(), threading.TIMEOUT_MAX)):
-                    raise DeadlineExceeded(f"The model '{name}' is being loaded and was not ready in time.")
             if slot.engine is None:
-                raise UpstreamUnavailable(slot.failure or "The server is shutting down.", retry_after=10)
+                self._await_load(base, slot, deadline, watch)
             engine = slot.engine
+            assert engine is not None
             slot.users += 1
         try:
             yield engine
@@ -129,9 +149,31 @@ class Models:
             if slot.engine is not None:
                 slot.engine.close()
 
+    def _await_load(self, name: str, slot: Slot, deadline: float, watch: Watch) -> None:
+        """Returns, with the condition held as it was before, when the slot has an engine."""
+        waited = left = False
+
+        def leave() -> None:
+            nonlocal left
+            with self._changed:
+                left = True
+                self._changed.notify_all()
+
+        with watch(leave):
+            while slot.engine is None:
+                if slot.phase is None:  # nobody loads it: not yet, not any more, or it was evicted again already
+                    if waited and slot.failure is not None:
+                        raise UpstreamUnavailable(slot.failure, retry_after=10)
+                    self._begin(name)
+                waited = True
+                if not self._changed.wait(min(deadline - time.monotonic(), threading.TIMEOUT_MAX)):
+                    raise DeadlineExceeded(f"The model '{name}' is being loaded and was not ready in time.")
+                if left:
+                    raise HttpError(499, "The client went away.", code="client_gone")
+
     def _begin(self, name: str) -> None:
         if self._closed:
-            return
+            raise UpstreamUnavailable("The server is shutting down.", retry_after=10)
         slot = self._slots[name]
         slot.phase, slot.failure = "resolve", None
         threading.Thread(target=self._load, args=(name, slot), name=f"load-{name}", daemon=True).start()
@@ -155,7 +197,6 @@ class Models:
     def _loaded_engine(self, name: str, slot: Slot) -> Engine:
         # Here, not above: torch takes seconds to import, and the pod shall answer its probes meanwhile.
         from services.inference.engine import load  # noqa: PLC0415
-        from services.inference.engine.energy import energy_counter  # noqa: PLC0415
         from services.inference.engine.engine import Engine  # noqa: PLC0415
 
         settings = self._settings
@@ -170,7 +211,7 @@ class Models:
         def make_room(needed: int) -> int:
             return self._make_room(name, needed)
 
-        loaded = load.load(slot.source, settings, phase=phase, make_room=make_room)
+        loaded = load.load(slot.source, settings, adapters=slot.adapters, phase=phase, make_room=make_room)
         for step, seconds in loaded.seconds.items():
             self._metrics.load_time.labels(name, step).set(seconds)
         log.info("model ready", extra={"model": name, "seconds": round(sum(loaded.seconds.values()), 2)})
@@ -181,7 +222,6 @@ class Models:
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             step_tokens=settings.step_tokens,
-            energy=energy_counter([device]),
         )
 
     def _make_room(self, name: str, needed: int) -> int:
@@ -200,7 +240,7 @@ class Models:
                 taken = sum(slot.engine.loaded.bytes for slot in loaded.values() if slot.engine is not None)
                 if taken + needed <= self._budget:
                     return self._budget - taken - needed
-                idle = [key for key, slot in loaded.items() if slot.users == 0]
+                idle = [key for key, slot in loaded.items() if slot.users == 0 and not slot.pinned]
                 if not idle:
                     raise HttpError(
                         503,

@@ -1,6 +1,6 @@
-"""`python -m services.inference.prepare [SOURCE]`: gets a model's files ready, so that pods start from them.
+"""`python -m services.inference.prepare [SOURCE]`: gets a pod's models and adapters ready, so that it starts from them.
 
-Progress goes to stderr, one line per phase; the folder goes to stdout. A model that is ready already costs no more than
+Progress goes to stderr, one line per phase; the folders go to stdout. A model that is ready already costs no more than
 the look for it.
 """
 
@@ -10,9 +10,9 @@ import argparse
 import sys
 
 from services.common.settings import InferenceSettings
-from services.inference.catalogue import parse_catalogue
+from services.inference.catalogue import parse_adapters, parse_catalogue
 from services.inference.engine.errors import SourceError
-from services.inference.engine.source import resolve
+from services.inference.engine.source import resolve, resolve_adapter
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,15 +20,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m services.inference.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("source", nargs="?", help="`bundled`, a GGUF file, a folder or a hub id; else FOREBAY_MODEL")
     settings = InferenceSettings()
-    source = parser.parse_args(arguments).source or settings.model
+    given = parser.parse_args(arguments).source
     try:
-        sources = parse_catalogue(source).values()
-        for one in sources:
+        models = parse_catalogue(given or settings.model)
+        adapters = {} if given else parse_adapters(settings.adapters, models)
+        for one in models.values():
             _say(f"resolve: {one}")
             folder = resolve(
                 one, settings.home, bundled=settings.bundled_model, offline=settings.hub_offline, report=_say
             )
             sys.stdout.write(f"{folder.resolve()}\n")
+        for adapter in adapters.values():
+            _say(f"resolve: {adapter.source}")
+            sys.stdout.write(
+                f"{resolve_adapter(adapter.source, offline=settings.hub_offline, report=_say).resolve()}\n"
+            )
     except (SourceError, ValueError, OSError) as error:
         _say(str(error))
         return 1

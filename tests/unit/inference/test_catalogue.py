@@ -1,10 +1,10 @@
-"""FOREBAY_MODEL read."""
+"""FOREBAY_MODEL, FOREBAY_ADAPTERS and FOREBAY_PINNED read."""
 
 from __future__ import annotations
 
 import pytest
 
-from services.inference.catalogue import parse_catalogue
+from services.inference.catalogue import Adapter, parse_adapters, parse_catalogue, parse_pinned
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,41 @@ def test_the_order_is_kept_since_the_first_is_loaded_at_start() -> None:
 def test_a_catalogue_that_cannot_be_meant_is_refused_in_a_sentence(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_catalogue(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", {}),
+        ("big:law=/adapters/law", {"big:law": Adapter("big", "law", "/adapters/law")}),
+        ("big:law = org/law@v2 , ", {"big:law": Adapter("big", "law", "org/law@v2")}),
+        ("qwen:8b:law=/a=b", {"qwen:8b:law": Adapter("qwen:8b", "law", "/a=b")}),
+        ("big:a=/1,big:b=/1", {"big:a": Adapter("big", "a", "/1"), "big:b": Adapter("big", "b", "/1")}),
+    ],
+)
+def test_an_adapter_has_the_name_of_its_model_in_its_own(text: str, found: dict[str, Adapter]) -> None:
+    assert parse_adapters(text, ["big", "qwen:8b"]) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("law=/x", "must be model:adapter=source"),
+        ("big:law", "must be model:adapter=source"),
+        ("big:law=", "must be model:adapter=source"),
+        ("big:=/x", "must be model:adapter=source"),
+        ("other:law=/x", "names the model 'other', which FOREBAY_MODEL does not"),
+        ("big:law=/x,big:law=/y", "'big:law', which is there already"),
+        ("qwen:8b=/x", "'qwen:8b', which is there already"),
+    ],
+)
+def test_adapters_that_cannot_be_meant_are_refused_in_a_sentence(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_adapters(text, ["big", "qwen", "qwen:8b"])
+
+
+def test_models_are_pinned_by_name() -> None:
+    assert parse_pinned("big, small", ["big", "small", "other"]) == {"big", "small"}
+    assert parse_pinned("", ["big"]) == set()
+    with pytest.raises(ValueError, match="names the model 'huge', which FOREBAY_MODEL does not"):
+        parse_pinned("big,huge", ["big"])

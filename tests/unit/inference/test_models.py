@@ -6,17 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
+from safetensors.torch import save_file
 
 from services.common.errors import ApiError, DeadlineExceeded, ModelNotFound, UpstreamUnavailable
 from services.common.metrics import EngineMetrics
 from services.common.settings import InferenceSettings
 from services.inference.engine import load
-from services.inference.models import Models
+from services.inference.models import Models, Slot
 
 StartModels = Callable[..., Models]
 
@@ -145,6 +148,94 @@ def test_a_model_in_use_is_not_evicted(start_models: StartModels) -> None:
         assert states(models)["a"] == "loaded"
     assert use(models, "b") == "b"
     assert states(models)["a"] == "not loaded"
+
+
+def test_a_pinned_model_is_not_evicted(start_models: StartModels) -> None:
+    one = start_models()
+    use(one, "first")
+    size = one._slots["first"].engine.loaded.bytes  # type: ignore[union-attr]
+
+    models = start_models(("a", "b", "c"), model_memory=int(size * 2.5), pinned="a")
+    for name in ("a", "b", "c"):
+        use(models, name)
+    assert states(models) == {"a": "loaded", "b": "not loaded", "c": "loaded"}
+
+
+def test_a_client_that_leaves_does_not_wait_for_a_load_that_goes_on(
+    start_models: StartModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, go_on = load.load, threading.Event()
+
+    def slow(*args: Any, **kwargs: Any) -> Any:
+        go_on.wait(30)
+        return real(*args, **kwargs)
+
+    @contextmanager
+    def leave_at_once(gone: Callable[[], None]) -> Iterator[None]:
+        leaving = threading.Thread(target=gone)
+        leaving.start()
+        yield
+        leaving.join()
+
+    monkeypatch.setattr(load, "load", slow)
+    models = start_models()
+    with pytest.raises(ApiError, match="The client went away"), models.use("first", soon(), leave_at_once):
+        pass
+    assert states(models)["first"] == "loading"
+    go_on.set()
+    assert use(models, "first") == "first"
+
+
+def test_a_model_that_was_evicted_before_its_waiter_ran_is_loaded_again(
+    start_models: StartModels, loads: list[str]
+) -> None:
+    models = start_models()
+    real = models._load
+
+    def load_and_evict_once(name: str, slot: Slot) -> None:
+        with models._changed:  # so that nobody gets in between
+            real(name, slot)
+            if len(loads) == 1:
+                assert slot.engine is not None
+                slot.engine.close()
+                slot.engine = None
+
+    models._load = load_and_evict_once  # type: ignore[method-assign]
+    assert use(models, "first") == "first"
+    assert len(loads) == 2
+
+
+@pytest.fixture
+def adapter_folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    """An adapter of the tiny Llama."""
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "target_modules": ["q_proj"]}')
+    path = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    save_file(
+        {f"{path}A.weight": torch.ones(1, 32), f"{path}B.weight": torch.ones(32, 1)},
+        tmp_path / "adapter_model.safetensors",
+    )
+    return tmp_path
+
+
+def test_an_adapter_is_used_with_its_model(start_models: StartModels, adapter_folder: Path) -> None:
+    models = start_models(adapters=f"second:law={adapter_folder}")
+    assert use(models, "second:law") == "second"
+    assert (models.adapter("second:law"), models.adapter("second"), models.adapter("third")) == ("law", None, None)
+    assert states(models) == {"first": "not loaded", "second": "loaded", "second:law": "loaded"}
+    listed = models.describe()["second:law"]
+    assert (listed["parent"], listed["root"]) == ("second", str(adapter_folder))
+    use(models, "first")
+    assert models.status()[0]["models"] == ["first", "second", "second:law"]
+    with pytest.raises(ModelNotFound):
+        use(models, "second:tax")
+
+
+def test_several_ranks_serve_one_model(start_models: StartModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="A pod of several ranks serves one model"):
+        start_models(("a", "b"))
+    with pytest.raises(ValueError, match="without adapters"):
+        start_models(("a",), adapters="a:law=/x")
 
 
 def test_a_pod_that_drains_is_not_ready(start_models: StartModels) -> None:
