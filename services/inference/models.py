@@ -91,7 +91,15 @@ class Models:
             return {"status": "failed", "reason": first.failure}, 503
         if first.engine is None:
             return {"status": "loading", "phase": first.phase or "resolve"}, 503
+        if (trouble := self.trouble()) is not None:
+            return {"status": "failed", "reason": trouble}, 503
         return {"status": "ready", "models": [*self._slots, *self._adapters]}, 200
+
+    def trouble(self) -> str | None:
+        """Why the pod should be started anew, in one sentence: an engine hangs or has died. Never waits."""
+        engines = [slot.engine for slot in self._slots.values() if slot.engine is not None]
+        found = [engine.trouble(self._settings.step_timeout) for engine in engines]
+        return next(filter(None, found), None)
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """What `/v1/models` tells of each model and adapter, by name. Adapters have the fields of vLLM's list."""
@@ -197,6 +205,7 @@ class Models:
     def _loaded_engine(self, name: str, slot: Slot) -> Engine:
         # Here, not above: torch takes seconds to import, and the pod shall answer its probes meanwhile.
         from services.inference.engine import load  # noqa: PLC0415
+        from services.inference.engine.energy import energy_counter  # noqa: PLC0415
         from services.inference.engine.engine import Engine  # noqa: PLC0415
 
         settings = self._settings
@@ -222,6 +231,7 @@ class Models:
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             step_tokens=settings.step_tokens,
+            energy=energy_counter([device]),
         )
 
     def _make_room(self, name: str, needed: int) -> int:

@@ -19,6 +19,7 @@ from services.common.errors import ApiError, DeadlineExceeded, ModelNotFound, Up
 from services.common.metrics import EngineMetrics
 from services.common.settings import InferenceSettings
 from services.inference.engine import load
+from services.inference.engine.sequence import Sampling
 from services.inference.models import Models, Slot
 
 StartModels = Callable[..., Models]
@@ -243,3 +244,24 @@ def test_a_pod_that_drains_is_not_ready(start_models: StartModels) -> None:
     use(models, "first")
     models.drain()
     assert models.status()[1] == 503
+
+
+def test_an_engine_that_hangs_is_the_trouble_of_the_pod(start_models: StartModels) -> None:
+    models = start_models(step_timeout=1e-9)
+    models.start()
+    with models.use("first", soon()) as engine:
+        forward, arrived, go_on = engine.loaded.runner.forward, threading.Event(), threading.Event()
+
+        def hang(plan: Any) -> Any:
+            arrived.set()
+            go_on.wait(30)
+            return forward(plan)
+
+        engine.loaded.runner.forward = hang  # type: ignore[method-assign]
+        assert models.trouble() is None
+        assert models.status()[1] == 200
+        engine.submit([1, 2], Sampling(temperature=0), max_tokens=1, deadline=soon())
+        assert arrived.wait(30)
+        assert models.trouble() == "A step of the model 'first' has not come back for 0 seconds."
+        assert models.status() == ({"status": "failed", "reason": models.trouble()}, 503)
+        go_on.set()
