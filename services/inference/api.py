@@ -207,8 +207,9 @@ def _stream(
     try:
         piece: Piece | None = first
         while piece is not None:
-            count += 1
-            ids.append(piece.token)
+            if piece.token is not None:
+                count += 1
+                ids.append(piece.token)
             if piece.text:
                 yield frame(head.delta(piece.text))
             if piece.finish is not None:
