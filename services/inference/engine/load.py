@@ -107,7 +107,7 @@ def load(
     device = pick_device(settings.device)
     make_room(weight_bytes(folder, device))
     model = _load_weights(folder, device)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = _load_tokenizer(folder)
     timed("load")
     phase("warm-up")
     loaded = _warm_up(model, tokenizer, adapter_folders, settings, make_room)
@@ -175,6 +175,13 @@ def _load_weights(folder: Path, device: torch.device) -> PreTrainedModel:
         raise SourceError(f"transformers cannot load the model in {folder}: {error}") from error
     model.requires_grad_(False)
     return model
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, KeyError, OSError) as error:
+        raise SourceError(f"transformers cannot load the tokenizer in {folder}: {error}") from error
 
 
 def _warm_up(
