@@ -207,6 +207,7 @@ class Models:
         from services.inference.engine import load  # noqa: PLC0415
         from services.inference.engine.energy import energy_counter  # noqa: PLC0415
         from services.inference.engine.engine import Engine  # noqa: PLC0415
+        from services.inference.engine.parallel import devices  # noqa: PLC0415
 
         settings = self._settings
         device = load.pick_device(settings.device)
@@ -231,7 +232,7 @@ class Models:
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             step_tokens=settings.step_tokens,
-            energy=energy_counter([device]),
+            energy=energy_counter(devices(device)),
         )
 
     def _make_room(self, name: str, needed: int) -> int:

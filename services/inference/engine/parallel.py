@@ -35,6 +35,11 @@ PATIENCE = timedelta(days=365)
 ends the wait at once."""
 
 
+def devices(own: torch.device) -> list[torch.device]:
+    """The devices of all ranks, of which one is this rank's."""
+    return [own] if ranks() == 1 else [torch.device(own.type, index) for index in range(ranks())]
+
+
 def placement(folder: Path, device: torch.device) -> dict[str, Any]:
     """What tells transformers where the weights go: all to the device, or to each rank its part.
 

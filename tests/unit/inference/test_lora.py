@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, get_peft_model
+from prometheus_client import CollectorRegistry
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from services.common.metrics import EngineMetrics
 from services.common.settings import InferenceSettings
+from services.inference.engine.engine import Engine
 from services.inference.engine.errors import SourceError
 from services.inference.engine.load import Loaded, load
 from services.inference.engine.schedule import Scheduler, Work
@@ -31,6 +35,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 PROMPTS = [[3, 14, 15, 92, 65], list(range(40, 75)), [7], [100 + i % 9 for i in range(20)]]
 ANSWER = 12
+GREEDY = Sampling(temperature=0)
 SETTINGS = InferenceSettings(kv_blocks=64, device="cpu")
 ATTENTION = ["q_proj", "v_proj"]
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -70,7 +75,7 @@ def by_peft(base: Path, adapter: Path | None, prompt: list[int]) -> list[int]:
 def greedy(loaded: Loaded, asked: list[tuple[list[int], str | None]], *, step_tokens: int = 512) -> list[list[int]]:
     """What the engine's parts generate when all come at once."""
     scheduler = Scheduler(loaded.pool, max_batch=len(asked), step_tokens=step_tokens)
-    sequences = [Sequence(list(ids), len(ids), ANSWER, Sampling(temperature=0), adapter=name) for ids, name in asked]
+    sequences = [Sequence(list(ids), len(ids), ANSWER, GREEDY, adapter=name) for ids, name in asked]
     for one in sequences:
         scheduler.add(one)
     running = set(sequences)
@@ -222,3 +227,23 @@ def test_an_adapter_that_is_not_there_is_said_so(source: str, tmp_path: Path, mo
     (tmp_path / "file.txt").write_text("text")
     with pytest.raises(SourceError, match="There is no adapter folder"):
         resolve_adapter(source)
+
+
+def test_engine_keeps_the_adapters_apart_in_one_prefix_cache(
+    tiny_folder: Path, make_adapter: MakeAdapter, registry: CollectorRegistry
+) -> None:
+    adapters = {"one": make_adapter("one"), "two": make_adapter("two", seed=2)}
+    loaded = load(str(tiny_folder), SETTINGS, adapters={name: str(folder) for name, folder in adapters.items()})
+    engine = Engine("tiny", loaded, EngineMetrics(registry), max_batch=8, max_queue=8, step_tokens=64)
+    prompt = list(range(40, 75))
+    try:
+        for _ in range(2):
+            running = [
+                (name, engine.submit(prompt, GREEDY, max_tokens=ANSWER, deadline=time.monotonic() + 60, adapter=name))
+                for name in (None, "one", "two")
+            ]
+            for name, generation in running:
+                assert [piece.token for piece in generation] == by_peft(tiny_folder, adapters.get(name or ""), prompt)
+        assert all(generation.sequence.cached for _, generation in running), "of the first round, each its own"
+    finally:
+        engine.close()
