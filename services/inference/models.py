@@ -225,7 +225,7 @@ class Models:
         for step, seconds in loaded.seconds.items():
             self._metrics.load_time.labels(name, step).set(seconds)
         log.info("model ready", extra={"model": name, "seconds": round(sum(loaded.seconds.values()), 2)})
-        return Engine(
+        engine = Engine(
             name,
             loaded,
             self._metrics,
@@ -234,6 +234,10 @@ class Models:
             step_tokens=settings.step_tokens,
             energy=energy_counter(devices(device)),
         )
+        # What is there now stays: looking through all of it, the collector would stop the whole pod for half a second.
+        gc.collect()
+        gc.freeze()
+        return engine
 
     def _make_room(self, name: str, needed: int) -> int:
         """Stops idle models, the one used longest ago first, until `needed` bytes are within the budget.
@@ -264,6 +268,7 @@ class Models:
             if engine is not None:
                 engine.close()
             del engine
+            gc.unfreeze()
             gc.collect()  # a model's modules refer to each other in circles
             log.info("model evicted", extra={"model": oldest, "for_model": name})
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -135,6 +137,22 @@ def test_the_idle_model_used_longest_ago_is_evicted_for_another(start_models: St
         use(models, name)
     assert states(models) == {"a": "loaded", "b": "not loaded", "c": "loaded"}
     assert use(models, "b") == "b"
+
+
+def test_a_model_that_is_evicted_leaves_memory_at_once(start_models: StartModels) -> None:
+    one = start_models()
+    use(one, "first")
+    size = one._slots["first"].engine.loaded.bytes  # type: ignore[union-attr]
+
+    models = start_models(("a", "b"), model_memory=int(size * 1.5))
+    with models.use("a", soon()) as engine:
+        assert gc.get_freeze_count() > 0  # the collector passes over what stays
+        engine.loaded.circle = engine.loaded  # type: ignore[attr-defined]  # as the modules of many a model
+        loaded = weakref.ref(engine.loaded)
+        del engine
+    assert loaded() is not None
+    use(models, "b")
+    assert loaded() is None
 
 
 def test_a_model_in_use_is_not_evicted(start_models: StartModels) -> None:
