@@ -12,10 +12,11 @@ DEVELOPMENT := $(VENV)/.installed-development
 IMAGE_TOOLS := build/image-tools/.installed
 CHART_TOOLS := build/tools/.fetched
 CHECKOV := build/checkov/.installed
+RIVALS := build/bench/venv/.installed
 PYTEST := $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit lint format docs dashboards k8s bench constraints clean \
+.PHONY: help run test test-unit lint format docs dashboards k8s bench bench-front bench-engine bench-rivals constraints clean \
         images images-lint compose-secrets chart-docs chart-tools chart-test chart-run
 
 help: ## list the targets
@@ -72,6 +73,14 @@ chart-run: $(DEVELOPMENT) $(CHART_TOOLS) $(IMAGE_TOOLS) ## run images, chart and
 bench: $(RUNTIME) ## measure tokens/s, time to first token and time per token
 	@exec $(VENV)/bin/python -m bench.serve
 
+bench-front: $(RUNTIME) ## measure /healthz and the way of each token to its socket, with the engine at full load
+	@exec $(VENV)/bin/python -m bench.front
+
+bench-engine: $(RUNTIME) ## measure the engine beside its rivals, with goals (OPTIONS="--help" lists the options)
+	@exec $(VENV)/bin/python -m bench.engine $(OPTIONS)
+
+bench-rivals: $(RIVALS) ## install the rivals of bench-engine: llama.cpp (compiles for minutes), OpenVINO, matplotlib
+
 constraints: ## write constraints.txt anew from the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv --clear build/constraints
 	build/constraints/bin/python -m pip install --quiet --upgrade pip
@@ -115,6 +124,12 @@ $(IMAGE_TOOLS): images/requirements.txt constraints.txt
 
 $(CHART_TOOLS): helm/tools.py | $(VENV)/.made
 	@$(VENV)/bin/python helm/tools.py $(@D)
+	@touch $@
+
+# An environment of its own: nothing of it is the product's business.
+$(RIVALS): bench/requirements.txt
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@
 
 $(CHECKOV): tests/chart/requirements.txt
