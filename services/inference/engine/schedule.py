@@ -5,15 +5,16 @@ step computes the one token of every sequence that generates, and prompts in chu
 `step_tokens` in all, but of prompts only `chunk_tokens` while others generate, since what a chunk takes is how long
 their next tokens wait.
 
-Which prompt is next: a sequence is admitted when the fair queue says so. Among those admitted shorter prompts go first,
-as they lose most by waiting, but one of n tokens lets others pass for n tokens at most, and after each of its chunks
-for as many tokens as that had (`turn`). So none starves, and a long one that had to wait does not block the next short.
+Which prompt is next: a sequence is admitted when the fair queue says so. Among those admitted, the one with the least
+left to compute goes first, since it loses most by waiting; but one step in `OLDEST_EVERY` begins with the prompt that
+was admitted first, so that shorter ones, however many come, do not stop a long one.
 
-Memory: a sequence is admitted when the blocks for all its tokens can be had, and nobody passes the head of the queue,
-however small. It takes over the blocks that the prefix cache has for its beginning, also those that others have
-computed since it was admitted. What another is computing in this very step it waits for. It takes one more block
-whenever it grows past its last; when none is left, the one of the lowest priority that was admitted last is preempted:
-it gives its blocks back, waits where it waited before, and continues when there is room with what the cache still has.
+Memory: a sequence is admitted when the blocks for all its tokens can be had, and beside them one for each who runs to
+grow into, else it would soon push somebody out. Nobody passes the head of the queue, however small. A sequence takes
+over the blocks that the prefix cache has for its beginning, also those that others have computed since it was admitted;
+what another is computing in this very step it waits for. It takes one more block whenever it grows past its last. When
+none is left, the one of the lowest priority that was admitted last is preempted: it gives its blocks back, waits where
+it waited before, and continues when there is room with what the cache still has.
 
 A request of higher priority, or of a tenant of whom nothing runs while another who was served no less has several
 running, is not kept waiting for one of those to end: it is admitted in its place.
@@ -34,8 +35,9 @@ from services.inference.engine.fair import FairQueue
 from services.inference.engine.sequence import Sequence
 from services.inference.engine.table import BlockTables
 
-CHUNK_TOKENS = 48
-"""On two CPU cores a token of a prompt takes a millisecond, a step of 16 that generate about 25 with nothing else."""
+OLDEST_EVERY = 4
+CHUNK_TOKENS = 64
+"""As many as a usual question has, so that its answer begins after one step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Scheduler:
         self._tables = BlockTables(pool, prefix_cache=prefix_cache)
         self.waiting = FairQueue()
         self.running: list[Sequence] = []  # in order of admission
-        self._clock = 0  # tokens of prompts planned so far
+        self._steps = 0
 
     @property
     def busy(self) -> bool:
@@ -110,8 +112,12 @@ class Scheduler:
             self.waiting.remove(sequence)
 
     def requeue(self, sequence: Sequence) -> None:
-        """Lets a running sequence wait again, where it waited before, as one whose step failed must."""
+        """Preempts a running sequence: it gives its blocks back and waits again, where it waited before.
+
+        Also for one whose step failed.
+        """
         self._stop(sequence)
+        sequence.preemptions += 1
         self.waiting.push(sequence)
 
     def plan(self) -> list[Work]:
@@ -119,15 +125,14 @@ class Scheduler:
 
         Whoever calls this either commits the plan, or removes or requeues the sequences in it.
         """
-        preempted = self._grow()
-        # Who was preempted just now shall not come straight back and push out the next.
-        if not preempted:
-            self._make_way()
+        self._steps += 1
+        self._grow()
+        self._make_way()
         work = [Work(sequence, 1) for sequence in self.running if sequence.pending == 1]
         for decode in work:
             self.waiting.charge(decode.sequence, 1)
         budget = min(self.chunk_tokens, self.step_tokens - len(work)) if work else self.step_tokens
-        return work + self._prefill(budget, admitting=not preempted)
+        return work + self._prefill(budget)
 
     def commit(self, plan: Listing[Work], tokens: Listing[int]) -> None:
         """Records that `plan` was computed and that `tokens` came out of it, one for each work that samples."""
@@ -139,17 +144,11 @@ class Scheduler:
                 work.sequence.ids.append(token)
                 self.waiting.charge(work.sequence, 1)
 
-    def _grow(self) -> bool:
-        """Sees that all who generate have a block for their next token; tells whether someone was preempted for that.
-
-        The victim may be the one who grows, when all others come before it.
-        """
-        preempted = False
+    def _grow(self) -> None:
+        """Sees that all who generate have a block for their next token, preempting others or themselves for it."""
         for sequence in [sequence for sequence in self.running if sequence.pending == 1]:
             while sequence.blocks and not self._tables.grow(sequence):
-                self._preempt(max(reversed(self.running), key=lambda running: running.priority))
-                preempted = True
-        return preempted
+                self.requeue(max(reversed(self.running), key=lambda running: running.priority))
 
     def _make_way(self) -> None:
         """Admits the head of the queue in the place of others who have to stand back for it, when that is enough.
@@ -176,15 +175,16 @@ class Scheduler:
             blocks += self._tables.yields(victims[-1], head)
         if victims and self._fits(head, places=len(victims), blocks=blocks):
             for victim in victims:
-                self._preempt(victim)
+                self.requeue(victim)
             self._admit(head)
 
-    def _prefill(self, budget: int, *, admitting: bool) -> list[Work]:
+    def _prefill(self, budget: int) -> list[Work]:
         """Shares `budget` out among the prompts of those who run, and of those whom it admits."""
         work: list[Work] = []
         computing: set[bytes] = set()
         passed: set[Sequence] = set()
         begun = self._begun()
+        admitting = True
         while budget > 0:
             head = self._candidate(passed, computing) if admitting else None
             if head and self._is_before(head, begun):
@@ -205,9 +205,7 @@ class Scheduler:
                 break
             work.append(Work(sequence, count))
             self.waiting.charge(sequence, count)
-            self._clock += count
             budget -= count
-            sequence.turn = max(sequence.turn, self._clock + count)
             size = self.pool.size
             computing.update(sequence.keys[sequence.computed // size : -(-(sequence.computed + count) // size)])
         return work
@@ -228,13 +226,16 @@ class Scheduler:
 
     def _begun(self) -> deque[Sequence]:
         """The running sequences whose prompts are not yet computed, the next first."""
-        prompts = [sequence for sequence in self.running if sequence.pending > 1]
-        return deque(sorted(prompts, key=lambda one: (one.priority, one.turn)))
+        return deque(sorted((one for one in self.running if one.pending > 1), key=self._rank))
 
     def _is_before(self, head: Sequence, begun: deque[Sequence]) -> bool:
         """Whether the prompt of a waiting sequence would be computed first, were it admitted now."""
-        turn = self._clock + len(head.ids) - len(self._tables.find(head)) * self.pool.size
-        return not begun or (head.priority, turn) < (begun[0].priority, begun[0].turn)
+        return not begun or self._rank(head) < self._rank(begun[0])
+
+    def _rank(self, sequence: Sequence) -> tuple[int, int]:
+        """The place of a prompt in this step; of equal ones, the one admitted first goes first."""
+        left = sequence.pending - len(self._tables.find(sequence)) * self.pool.size
+        return sequence.priority, left if self._steps % OLDEST_EVERY else 0
 
     def _chunk(self, sequence: Sequence, budget: int, *, first: bool) -> int:
         """How much of `budget` a prompt gets: all it needs, or whole blocks, which others can use at once; if not even
@@ -246,21 +247,15 @@ class Scheduler:
 
     def _fits(self, sequence: Sequence, *, places: int = 0, blocks: int = 0) -> bool:
         """Whether a waiting sequence can be admitted, once so many more places and blocks are free."""
-        if len(self.running) >= self.max_batch + places:
-            return False
-        return self._tables.needs(sequence) <= self.pool.free + blocks
+        running = len(self.running) - places
+        return running < self.max_batch and self._tables.needs(sequence) + running <= self.pool.free + blocks
 
     def _admit(self, sequence: Sequence) -> None:
         self._tables.fill(sequence)
-        if not sequence.turn:
+        if not sequence.preemptions:
             sequence.cached = min(sequence.computed, sequence.prompt_length)
-        sequence.turn = self._clock + sequence.pending
         self.waiting.start(sequence)
         self.running.append(sequence)
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.requeue(sequence)
-        sequence.preemptions += 1
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -37,7 +37,7 @@ class Sequence:
     in the pool. blocks: the pool's blocks that hold these, in order of position.
     salt: whose request it is; blocks are shared, and turns are shared out, by it. adapter: the LoRA adapter that
     computes it. weight: the share of the machine that its salt has, against others. priority: smaller goes first.
-    arrival, turn: its places in the queue and among the prompts being computed, given by the scheduler; 0 before that.
+    preemptions: how often it had to give its blocks back and wait again. arrival: its place in the queue, given there.
     keys: the names of the contents of its full blocks, in the prefix cache, as far as they are known.
     cached: prompt tokens that the prefix cache spared at the first admission. seconds, joules: its part of the time of
     the steps and, where the machine tells it, of their energy.
@@ -55,7 +55,6 @@ class Sequence:
     computed: int = 0
     preemptions: int = 0
     arrival: int = 0
-    turn: int = 0
     keys: list[bytes] = field(default_factory=list)
     cached: int = 0
     seconds: float = 0.0

@@ -113,6 +113,21 @@ def test_tenants_long_gone_are_forgotten_without_a_difference(monkeypatch: pytes
     assert order(queue) == [back, new]
 
 
+def test_a_tenant_who_was_served_more_than_others_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fair, "REMEMBERED", 10)
+    queue = waiting(greedy := request("greedy"), patient := request("patient"))
+    queue.start(greedy)
+    queue.charge(greedy, 1000)
+    queue.stop(greedy)
+    for number in range(100):
+        queue.push(one := request(str(number)))
+        queue.remove(one)
+    queue.push(again := request("greedy"))
+    queue.push(new := request("x"))
+    assert len(queue._tenants) <= 12
+    assert order(queue) == [patient, new, again]
+
+
 class Load:
     """A scheduler with enough memory, and what each tenant was served, counted here by the tokens computed."""
 
