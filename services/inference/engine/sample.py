@@ -11,6 +11,7 @@ another pod, draws the same tokens again.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -29,8 +30,8 @@ BELOW_ONE = 1 - 2**-53
 class Draw:
     """A token, and where the request asked for it (`Sampling.logprobs`) its log probability and the likeliest tokens.
 
-    The log probabilities are the model's own: of its raw logits, before bias, penalties, temperature and filters. So
-    OpenAI's are documented by those who measured them, and vLLM's are by default (`logprobs_mode="raw_logprobs"`).
+    The log probabilities are the model's own: of its raw logits, before bias, penalties, temperature and filters, as
+    vLLM's are by default (`logprobs_mode="raw_logprobs"`). OpenAI does not say which its are.
     """
 
     token: int
@@ -60,10 +61,9 @@ def sample(logits: Tensor, sequences: Listing[Sequence]) -> list[Draw]:
     tokens = _likeliest(scores)
     drawn = [row for row, rule in enumerate(rules) if rule.temperature > 0]
     if drawn:
+        at = torch.tensor(drawn, device=logits.device)
         numbers = [uniform(rules[row].seed, sequences[row].generated) for row in drawn]
-        tokens[drawn] = _draw(
-            scores.index_select(0, torch.tensor(drawn, device=scores.device)), [rules[row] for row in drawn], numbers
-        )
+        tokens[at] = _draw(scores.index_select(0, at), [rules[row] for row in drawn], numbers)
     return [
         Draw(token) if rule.logprobs is None else _with_logprobs(token, raw[row], rule.logprobs)
         for row, (token, rule) in enumerate(zip(tokens.tolist(), rules, strict=True))
@@ -87,9 +87,9 @@ def _penalize(scores: Tensor, sequence: Sequence) -> None:
         penalty = rule.repetition_penalty
         scores[seen] = torch.where(before < 0, before * penalty, before / penalty)
     if (rule.presence_penalty or rule.frequency_penalty) and sequence.generated:
-        answer = torch.tensor(sequence.ids[sequence.prompt_length :], device=device)
-        seen, counts = answer.unique(return_counts=True)
-        scores[seen] -= rule.presence_penalty + rule.frequency_penalty * counts
+        counts = Counter(sequence.ids[sequence.prompt_length :])
+        penalties = [rule.presence_penalty + rule.frequency_penalty * count for count in counts.values()]
+        scores[torch.tensor(list(counts), device=device)] -= torch.tensor(penalties, device=device)
 
 
 def _likeliest(scores: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,8 +50,8 @@ def draw_one(rule: Sampling, logits: torch.Tensor = LOGITS, answer: list[int] | 
 
 
 def draws(rule: Sampling, logits: torch.Tensor = LOGITS, count: int = 2000) -> collections.Counter[int]:
-    """How often each token is drawn as the first, second, … one of an answer that is otherwise without effect."""
-    rows = [sequence(rule, [0] * index) for index in range(count)]
+    """How often each token is drawn, each time by another seed."""
+    rows = [sequence(replace(rule, seed=(rule.seed + number) % 2**63)) for number in range(count)]
     return collections.Counter(draw.token for draw in sample(logits.expand(count, -1), rows))
 
 
@@ -74,7 +75,7 @@ def reference_scores(logits: torch.Tensor, row: Sequence) -> list[float]:
 def reference_probabilities(scores: list[float], rule: Sampling) -> torch.Tensor:
     """The distribution that transformers' own warpers leave, in the order in which its `generate` applies them."""
     warpers: list[Any] = [TemperatureLogitsWarper(float(rule.temperature))]
-    if 0 < rule.top_k:
+    if rule.top_k > 0:
         warpers.append(TopKLogitsWarper(rule.top_k))
     if rule.top_p < 1:
         warpers.append(TopPLogitsWarper(rule.top_p))
