@@ -363,7 +363,7 @@ class TestMemory:
 
     def test_the_less_urgent_gives_way_before_the_newest(self) -> None:
         under = scheduler(blocks=4, size=2, max_batch=2)
-        patient, urgent = sequence(3, 5, priority=1), sequence(3, 5, priority=0)
+        patient, urgent = sequence(2, 5, priority=1), sequence(2, 5, priority=0)
         under.add(patient)
         step(under)
         under.add(urgent)
@@ -572,6 +572,18 @@ class TestTurns:
             step(under)
         step(under)
         assert flood[3] in under.running, "it has its place again"
+
+    def test_a_tenant_who_was_served_more_waits_for_a_place(self) -> None:
+        under = scheduler(blocks=64, max_batch=2, step_tokens=64)
+        first, second, greedy = sequence(3, 50, salt="a"), sequence(3, 50, salt="a"), sequence(150, 1, salt="b")
+        for one in (first, greedy, second):
+            under.add(one)
+        while not second.generated:
+            step(under)
+        under.add(more := sequence(3, salt="b"))
+        step(under)
+        assert more in under.waiting
+        assert second.preemptions == 0
 
     def test_the_only_one_of_a_tenant_is_not_preempted_for_another_tenant(self) -> None:
         under = scheduler(max_batch=2)
