@@ -23,7 +23,9 @@ log = logging.getLogger("forebay.parallel")
 
 def main() -> int:
     """The process of this rank. Returns the exit code of one that follows."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in gunicorn_conf.py, and before torch is loaded
+    # Before torch is loaded. The ranks of a pod are on one host, so nobody else needs to reach them.
+    defaults = {"OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    os.environ |= defaults | os.environ
     if rank() == 0:
         gunicorn = [sys.executable, "-m", "gunicorn", "-c", "python:services.inference.gunicorn_conf"]
         os.execv(gunicorn[0], gunicorn)  # noqa: S606 - nothing of it is from outside

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.inference.catalogue import NAME, parse_catalogue
+from services.inference.catalogue import NAME, Adapter, parse_adapters, parse_catalogue
 from tests.chart.rendering import MODEL, PRESETS, Manifest, containers, model, render
 
 VLLM = {"engine": "vllm", "source": "org/big", "profile": "nvidia-gpu"}
@@ -98,6 +98,37 @@ def test_environment_of_ones_own_wins() -> None:
     )
 
 
+class TestSeveralGpus:
+    TWO = {"profile": "nvidia-gpu", "resources": {"limits": {"nvidia.com/gpu": 2}}}
+
+    def test_a_model_is_shared_by_all_gpus_of_its_pod_unless_told_otherwise(self) -> None:
+        container = render(values=model(**self.TWO)).container(MODEL)
+        assert container["command"][:3] == ["torchrun", "--standalone", "--nproc-per-node=2"]
+        assert container["command"][-2:] == ["-m", "services.inference"]
+        assert "command" not in render(values=model(**self.TWO, tensorParallelSize=1)).container(MODEL)
+        assert "command" not in render(values=model()).container(MODEL)
+
+    def test_its_processes_get_as_long_to_end_as_requests_get(self) -> None:
+        release = render(values={**model(**self.TWO), "timeouts": {"request": 100}})
+        drain = int(release.environment(MODEL)["FOREBAY_SHUTDOWN_GRACE"])
+        (told,) = [one for one in release.container(MODEL)["command"] if one.startswith("--shutdown-timeout=")]
+        assert drain < int(told.partition("=")[2]) < release.pod(MODEL)["spec"]["terminationGracePeriodSeconds"]
+
+    def test_they_speak_over_shared_memory(self) -> None:
+        release = render(values=model(**self.TWO, sharedMemory="3Gi"))
+        assert volumes(release.pod(MODEL))["shm"]["emptyDir"] == {"medium": "Memory", "sizeLimit": "3Gi"}
+        assert "shm" not in volumes(render(values=model()).pod(MODEL))
+
+
+def test_adapters_are_named_in_the_words_that_the_engine_reads() -> None:
+    told = environment(name="Org.Model:1", adapters={"law": "org/law@v2", "tax": "/models/tax"})
+    assert parse_adapters(told["FOREBAY_ADAPTERS"], ["Org.Model:1"]) == {
+        "Org.Model:1:law": Adapter("Org.Model:1", "law", "org/law@v2"),
+        "Org.Model:1:tax": Adapter("Org.Model:1", "tax", "/models/tax"),
+    }
+    assert "FOREBAY_ADAPTERS" not in environment()
+
+
 class TestVllm:
     def test_it_runs_its_own_image_pinned(self) -> None:
         image = render(values=model(**VLLM)).container(MODEL)["image"]
@@ -130,7 +161,7 @@ class TestVllm:
         four = {"limits": {"nvidia.com/gpu": 4}}
         assert "--tensor-parallel-size=1" in arguments()
         assert "--tensor-parallel-size=4" in arguments(resources=four)
-        assert "--tensor-parallel-size=2" in arguments(resources=four, vllm={"tensorParallelSize": 2})
+        assert "--tensor-parallel-size=2" in arguments(resources=four, tensorParallelSize=2)
 
     def test_it_is_asked_what_vllm_answers(self) -> None:
         container = render(values=model(**VLLM)).container(MODEL)

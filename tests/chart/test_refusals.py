@@ -51,7 +51,17 @@ def test_a_typing_error_is_refused_by_its_name(values: dict[str, Any], says: str
         (model(dtype="float16"), "models.demo.dtype is"),
         (model(**VLLM | {"source": "bundled"}), "the small model is only in Forebay's own image"),
         (model(**VLLM | {"profile": "cpu"}), "has engine vllm and asks for no GPU. Write profile: nvidia-gpu"),
-        (model(**VLLM, vllm={"tensorParallelSize": 2}), "tensorParallelSize is 2, but the pod asks for 1 GPU"),
+        (model(**VLLM, tensorParallelSize=2), "tensorParallelSize is 2, but the pod asks for 1 GPU"),
+        (model(tensorParallelSize=2), "tensorParallelSize is 2, but the pod asks for 0 GPU"),
+        (model(**VLLM, adapters={"law": "org/law"}), "models.demo.adapters are of the transformers engine"),
+        (
+            model(
+                profile="nvidia-gpu",
+                resources={"limits": {"nvidia.com/gpu": 2}},
+                adapters={"law": "org/law"},
+            ),
+            "models.demo has adapters and is shared by several GPUs",
+        ),
         (model(**VLLM, vllm={"image": {"tag": "latest"}}), "models.demo.vllm.image.tag is latest"),
         (
             {

@@ -46,7 +46,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "modelDefaults.cache.existingClaim": {"models": {"demo": {"cache": {"size": None}}}},
     "modelDefaults.cache.accessMode": {"models": {"demo": {"replicas": 1, "cache": {"accessMode": None}}}},
     "modelDefaults.image.registry": {"global": {"image": {"registry": "one.example.com"}}},
-    "modelDefaults.vllm.tensorParallelSize": {"models": {"big": {"resources": {"limits": {"nvidia.com/gpu": 2}}}}},
+    "modelDefaults.tensorParallelSize": {"models": {"big": {"resources": {"limits": {"nvidia.com/gpu": 2}}}}},
     "timeouts.engine": {"timeouts": {"request": 100}},
     "database.sqlite.size": {"database": {"type": "sqlite"}},
 }
@@ -54,7 +54,7 @@ NEEDS: dict[str, dict[str, Any]] = {
 
 OTHERS = {
     "modelDefaults.source": "other/model",
-    "modelDefaults.vllm.sharedMemory": "9Gi",
+    "modelDefaults.sharedMemory": "9Gi",
     "modelDefaults.quantization": "awq",
     "modelDefaults.profile": "nvidia-gpu",
     "observability.serviceMonitor.interval": "7s",
@@ -70,7 +70,7 @@ OTHERS = {
     "modelDefaults.contextLength": 77,
     "modelDefaults.weightsGiB": 7,
     "modelDefaults.startupSeconds": 77,
-    "modelDefaults.vllm.tensorParallelSize": 1,
+    "modelDefaults.tensorParallelSize": 1,
     "ingress.tls": [{"secretName": "another"}],
     "route.parentRefs": [{"name": "another"}],
     "ingress.hosts": ["another.example.com"],

@@ -17,6 +17,21 @@
 {{- if $model.contextLength }}{{ $_ := set $env "FOREBAY_CONTEXT_LENGTH" (int $model.contextLength | toString) }}{{ end -}}
 {{- if $model.hub.offline }}{{ $_ := set $env "FOREBAY_HUB_OFFLINE" "true" }}{{ $_ := set $env "HF_HUB_OFFLINE" "1" }}{{ end -}}
 {{- if $model.hub.existingSecret }}{{ $_ := set $env "HF_TOKEN_PATH" "/run/secrets/hub/token" }}{{ end -}}
+{{- if $model.adapters -}}
+{{- $adapters := list -}}
+{{- range $name, $from := $model.adapters }}{{ $adapters = append $adapters (printf "%s:%s=%s" $model.name $name $from) }}{{ end -}}
+{{- $_ := set $env "FOREBAY_ADAPTERS" (join "," $adapters) -}}
+{{- end -}}
+{{- $ranks := include "forebay.tensorParallelSize" $model | int -}}
+{{- if gt $ranks 1 -}}
+command:
+  - torchrun
+  - --standalone
+  - --nproc-per-node={{ $ranks }}
+  - --shutdown-timeout={{ add .timeouts.drain 5 }}
+  - -m
+  - services.inference
+{{ end -}}
 env:
   {{- include "forebay.env" (mustMergeOverwrite $env $model.env) | trim | nindent 2 }}
 {{- end -}}
@@ -47,7 +62,7 @@ args:
   {{- if ne .quantization "none" }}
   - --quantization={{ .quantization }}
   {{- end }}
-  - --tensor-parallel-size={{ .vllm.tensorParallelSize | default (max 1 (include "forebay.gpus" . | int)) | int }}
+  - --tensor-parallel-size={{ include "forebay.tensorParallelSize" . }}
   - --max-num-seqs={{ int .maxBatch }}
   {{- range .vllm.extraArgs }}
   - {{ . | quote }}

@@ -36,6 +36,11 @@
 {{- $count -}}
 {{- end -}}
 
+{{/* How many processes share one copy of a model. Takes a model's values. */}}
+{{- define "forebay.tensorParallelSize" -}}
+{{- .tensorParallelSize | default (max 1 (include "forebay.gpus" . | int)) | int -}}
+{{- end -}}
+
 {{/* `surge` or `in-place`. Takes a model's values. */}}
 {{- define "forebay.rollout" -}}
 {{- if ne .rollout "auto" -}}
