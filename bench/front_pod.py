@@ -27,23 +27,25 @@ request = threading.local()
 
 def instrumented() -> Flask:
     """The application of a pod, wrapped."""
+    from services.inference.engine.engine import Engine  # noqa: PLC0415
     from services.inference.engine.generation import Generation, Piece  # noqa: PLC0415
 
     if "BENCH_SWITCH_INTERVAL" in os.environ:
         sys.setswitchinterval(float(os.environ["BENCH_SWITCH_INTERVAL"]))
-    put, iterate = Generation.put, Generation.__iter__
+    put, submit = Generation.put, Engine.submit
 
     def timed_put(self: Any, piece: Any) -> None:
         if isinstance(piece, Piece):
             self.__dict__.setdefault("handed_out", []).append(time.monotonic())
         put(self, piece)
 
-    def noted_iterate(self: Any) -> Iterator[Piece]:
-        request.handed_out = self.__dict__.setdefault("handed_out", [])
-        return iterate(self)
+    def noted_submit(*args: Any, **more: Any) -> Generation:
+        generation = submit(*args, **more)
+        request.handed_out = generation.__dict__.setdefault("handed_out", [])
+        return generation
 
     Generation.put = timed_put  # type: ignore[method-assign]
-    Generation.__iter__ = noted_iterate  # type: ignore[method-assign]
+    Engine.submit = noted_submit  # type: ignore[method-assign]
     app = create_app()
     app.wsgi_app = _watched(app.wsgi_app)  # type: ignore[method-assign]
 

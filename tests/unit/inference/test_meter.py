@@ -12,7 +12,7 @@ from services.inference.engine.schedule import Work
 from services.inference.engine.sequence import Sequence
 
 COUNTS = st.lists(st.integers(1, 512), min_size=1, max_size=32)
-COSTS = st.floats(0, 1e6)
+COSTS = st.floats(1e-6, 1e3)
 STEPS = st.lists(st.tuples(COSTS, COSTS, st.lists(st.tuples(st.integers(0, 7), st.integers(1, 512)), min_size=1)))
 
 
