@@ -3,7 +3,8 @@
 A request is a `sequence`; `schedule` picks what one step computes and `blocks` gives it KV memory (both pure Python);
 `run` computes the step in one forward, `sample` draws the next tokens, `detokenize` turns them into text; `engine` is
 the loop that ties them together, and a `generation` what it hands out; `meter` counts and charges what a step costs,
-with the GPU's counter of `energy`; `memory` is for a step that ran out of it. `source` finds a model's files, `convert` unpacks GGUF, `load` brings it into memory.
+with the GPU's counter of `energy`; `memory` is for a step that ran out of it. `lora` adds adapters, `parallel` splits a
+model over `ranks`. `source` finds its files, `convert` unpacks GGUF, `load` brings it into memory.
 
 May import `services.common`; knows nothing of Flask. This is the only folder that imports torch, and importing the
 folder itself does not.
