@@ -21,6 +21,8 @@ REQUEST_ID_HEADER = "X-Request-Id"
 TIMEOUT_HEADER = "X-Forebay-Timeout"
 """Seconds that are left for the request, a decimal number: the client may shorten the route's time-out with it, and the
 gateway tells the pod with it. Relative, so that clocks need not agree."""
+WEIGHT_HEADER = "X-Forebay-Weight"
+"""The share of a pod that the request's tenant has against others, a positive number; 1 where it is not sent."""
 TRACE_HEADER = "traceparent"
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

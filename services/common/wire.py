@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping
+from collections.abc import Sequence as Listing
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
 from services.common.errors import InvalidRequest, MalformedJson
@@ -47,18 +48,31 @@ class StreamOptions(WireModel):
 
 
 class GenerationRequest(WireModel):
-    """What chat and text completions have in common."""
+    """What chat and text completions have in common: OpenAI's fields, and those that vLLM adds (top_k, min_p,
+    repetition_penalty, ignore_eos, priority, cache_salt)."""
 
     model: str = Field(min_length=1, max_length=256)
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = Field(None, max_length=1024)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: str | list[str] | None = None
+    ignore_eos: bool | None = None
     n: int | None = Field(None, ge=1, le=128)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    priority: int | None = Field(None, ge=-(2**31), le=2**31 - 1)
+    """Smaller goes first."""
+    cache_salt: str | None = Field(None, max_length=256)
+    """Whose request it is, set by the gateway: cached prefixes and turns are shared by it."""
+    resume_token_ids: list[NonNegativeInt] | None = Field(None, max_length=1 << 20)
+    """The answer's first tokens, whose text the client has: the gateway's way to go on where a pod was lost."""
 
     @field_validator("stop")
     @classmethod
@@ -66,6 +80,23 @@ class GenerationRequest(WireModel):
         if isinstance(value, list) and len(value) > 16:
             raise ValueError("at most 16 stop sequences are allowed")
         return value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_logit_bias(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        for token, bias in (value or {}).items():
+            # One way to write each number, so that no token is named twice.
+            if not (token.isascii() and token.isdecimal() and len(token) < 10 and str(int(token)) == token):
+                raise ValueError("its keys must be token ids, written as decimal numbers")
+            if not -100 <= bias <= 100:
+                raise ValueError("a bias must be from -100 to 100")
+        return value
+
+    @model_validator(mode="after")
+    def _check_resume(self) -> Self:
+        if self.resume_token_ids and self.choices > 1:
+            raise ValueError("resume_token_ids continues a single answer, not one of several choices")
+        return self
 
     @property
     def token_limit(self) -> int | None:
@@ -88,28 +119,67 @@ class GenerationRequest(WireModel):
         """Whether the same request always has the same answer: greedy, or sampled with a seed."""
         return self.temperature == 0 or self.seed is not None
 
+    @property
+    def choices(self) -> int:
+        """How many answers are asked for."""
+        return self.n or 1
+
+    @property
+    def logprob_count(self) -> int | None:
+        """How many of the likeliest tokens to report with each one, None when no log probabilities are asked for."""
+        return None
+
 
 class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, max_length=2048)
     max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs is allowed only where logprobs is true")
+        return self
 
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def logprob_count(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
 
 class CompletionRequest(GenerationRequest):
-    """`POST /v1/completions`. The prompt is text, or token ids as OpenAI allows."""
+    """`POST /v1/completions`. A prompt is text or token ids; there may be several, which is answered as several
+    choices: the choices of the first prompt, then those of the second, and so on."""
 
-    prompt: str | list[int] | list[str]
+    prompt: str | list[int] | list[str] | list[list[int]]
+    logprobs: int | None = Field(None, ge=0, le=5)
+    echo: bool | None = None
 
     @model_validator(mode="after")
-    def _check_prompt(self) -> CompletionRequest:
+    def _check_prompt(self) -> Self:
         if isinstance(self.prompt, list) and not self.prompt:
             raise ValueError("prompt must not be empty")
         return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts as a list, one or several."""
+        prompt: Any = self.prompt
+        return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+    @property
+    def choices(self) -> int:
+        return super().choices * len(self.prompts)
+
+    @property
+    def logprob_count(self) -> int | None:
+        return self.logprobs
 
 
 Request = TypeVar("Request", bound=BaseModel)
@@ -162,28 +232,48 @@ def _path_in(value: Any, location: tuple[int | str, ...]) -> str | None:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts of one request."""
+    """What one request used.
+
+    cached_tokens: prompt tokens that a prefix cache spared. compute_seconds: its part of the time that the engine
+    computed. energy_joules: its part of the energy. Each is None where the engine does not tell.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int | None = None
+    compute_seconds: float | None = None
+    energy_joules: float | None = None
 
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
-    def body(self) -> dict[str, int]:
-        return {
+    def body(self) -> dict[str, Any]:
+        """OpenAI's fields, and `forebay` with what OpenAI has none for."""
+        body: dict[str, Any] = {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.total_tokens,
         }
+        if self.cached_tokens is not None:
+            body["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
+        costs = {"compute_seconds": self.compute_seconds, "energy_joules": self.energy_joules}
+        known = {name: round(cost, 6) for name, cost in costs.items() if cost is not None}
+        return {**body, "forebay": known} if known else body
 
     @classmethod
     def of(cls, body: Mapping[str, Any] | None) -> Usage | None:
         """The usage that a response body carries, None when it has none."""
         if not body:
             return None
-        return cls(int(body.get("prompt_tokens") or 0), int(body.get("completion_tokens") or 0))
+        details, costs = body.get("prompt_tokens_details") or {}, body.get("forebay") or {}
+        return cls(
+            int(body.get("prompt_tokens") or 0),
+            int(body.get("completion_tokens") or 0),
+            details.get("cached_tokens"),
+            costs.get("compute_seconds"),
+            costs.get("energy_joules"),
+        )
 
 
 Kind = Literal["chat", "text"]
@@ -203,33 +293,39 @@ class Answer:
         prefix = "chatcmpl" if kind == "chat" else "cmpl"
         return cls(kind, f"{prefix}-{uuid.uuid4().hex}", model, int(time.time()))
 
-    def whole(self, texts: list[tuple[str, FinishReason]], usage: Usage) -> dict[str, Any]:
-        """The body of a non-streamed answer: one choice for each (text, finish reason)."""
+    def whole(
+        self, texts: Listing[tuple[str, FinishReason]], usage: Usage, logprobs: Listing[dict[str, Any] | None] = ()
+    ) -> dict[str, Any]:
+        """The body of a non-streamed answer: one choice for each (text, finish reason), with its log probabilities
+        where there are any."""
         choices: list[dict[str, Any]] = []
         for index, (text, finish) in enumerate(texts):
             content = {"message": {"role": "assistant", "content": text}} if self.kind == "chat" else {"text": text}
-            choices.append({"index": index, **content, "logprobs": None, "finish_reason": finish})
+            found = logprobs[index] if logprobs else None
+            choices.append({"index": index, **content, "logprobs": found, "finish_reason": finish})
         return {**self._head(streamed=False), "choices": choices, "usage": usage.body()}
 
     def first(self, index: int = 0) -> dict[str, Any] | None:
         """The chunk that opens a choice; text completions have none."""
         return self._chunk(index, {"role": "assistant", "content": ""}) if self.kind == "chat" else None
 
-    def delta(self, text: str, index: int = 0) -> dict[str, Any]:
-        """A chunk of text."""
-        return self._chunk(index, {"content": text} if self.kind == "chat" else text)
+    def delta(self, text: str, index: int = 0, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+        """A chunk of text, with the log probabilities of the tokens since the last one where there are any."""
+        return self._chunk(index, {"content": text} if self.kind == "chat" else text, logprobs=logprobs)
 
-    def last(self, finish: FinishReason, index: int = 0) -> dict[str, Any]:
+    def last(self, finish: FinishReason, index: int = 0, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
         """The chunk that closes a choice."""
-        return self._chunk(index, {} if self.kind == "chat" else "", finish)
+        return self._chunk(index, {} if self.kind == "chat" else "", finish, logprobs)
 
     def usage(self, usage: Usage) -> dict[str, Any]:
         """The chunk that ends a stream whose client asked for usage."""
         return {**self._head(streamed=True), "choices": [], "usage": usage.body()}
 
-    def _chunk(self, index: int, content: Any, finish: FinishReason | None = None) -> dict[str, Any]:
+    def _chunk(
+        self, index: int, content: Any, finish: FinishReason | None = None, logprobs: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         piece = {"delta": content} if self.kind == "chat" else {"text": content}
-        choice = {"index": index, **piece, "logprobs": None, "finish_reason": finish}
+        choice = {"index": index, **piece, "logprobs": logprobs, "finish_reason": finish}
         return {**self._head(streamed=True), "choices": [choice]}
 
     def _head(self, *, streamed: bool) -> dict[str, Any]:

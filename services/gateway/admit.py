@@ -48,9 +48,9 @@ def admit(gateway: Gateway, principal: Principal, call: Call) -> Admission:
     require(principal, "inference")
     call.log_fields.update({"tenant": principal.tenant, "model": call.model, "stream": call.streamed})
     limits = Limits(principal.requests_per_minute, principal.tokens_per_minute)
-    cacheable = (
-        gateway.responses.enabled and call.use_cache and call.request.deterministic and call.request.n in (None, 1)
-    )
+    # One text: a stream's pieces are kept as nothing more.
+    plain = call.request.choices == 1 and call.request.logprob_count is None
+    cacheable = gateway.responses.enabled and call.use_cache and call.request.deterministic and plain
     key = answer_key(principal.cache_salt, call.kind, call.body) if cacheable else None
     reservation, cached = gateway.quotas.reserve(principal.subject, limits, most_tokens(call), key)
     if reservation.refused is not None:
@@ -72,11 +72,12 @@ def most_tokens(call: Call) -> int:
     if isinstance(request, ChatRequest):
         prompt = sum(len(message.text()) // CHARACTERS_PER_TOKEN + 4 for message in request.messages)
     elif isinstance(request, CompletionRequest):
-        parts = [request.prompt] if isinstance(request.prompt, str) else request.prompt
-        prompt = sum(len(part) // CHARACTERS_PER_TOKEN + 1 if isinstance(part, str) else 1 for part in parts)
+        prompt = sum(
+            len(part) // CHARACTERS_PER_TOKEN + 1 if isinstance(part, str) else len(part) for part in request.prompts
+        )
     else:
         prompt = 0
-    return prompt + (request.token_limit or 0) * (request.n or 1)
+    return prompt + (request.token_limit or 0) * request.choices
 
 
 def limit_headers(limits: Limits, reservation: Reservation) -> dict[str, str]:

@@ -73,6 +73,9 @@ def _no_pod(gateway: Gateway, call: Call) -> ApiError:
 
 def _body_for_pod(call: Call, principal: Principal) -> bytes:
     body = {**call.body, "cache_salt": principal.cache_salt}
+    body.pop("resume_token_ids", None)  # ours alone: a client could have tokens counted that no pod generated
+    if call.request.priority is not None:
+        body["priority"] = max(call.request.priority, 0)  # to yield to all others is allowed, to overtake them is not
     if call.streamed:
         # The usage chunk is how any engine tells its true count; `_relay` drops it where the client did not ask.
         body["stream_options"] = {**(call.body.get("stream_options") or {}), "include_usage": True}

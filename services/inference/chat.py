@@ -36,21 +36,26 @@ def chat_prompt(request: ChatRequest, tokenizer: Any) -> list[int]:
     return list(ids)
 
 
-def completion_prompt(request: CompletionRequest, tokenizer: Any, vocabulary: int) -> list[int]:
-    """The ids of a text completion's prompt.
+def completion_prompts(request: CompletionRequest, tokenizer: Any, vocabulary: int) -> list[list[int]]:
+    """The ids of a text completion's prompts.
 
     Args:
         vocabulary: ids below this number are tokens of the model.
 
     Raises:
-        InvalidRequest: there are no tokens in it, or ids that the model does not know.
-        UnsupportedParameter: it is a list of several prompts.
+        InvalidRequest: there are no tokens in one, or ids that the model does not know.
     """
-    prompt = request.prompt
-    if isinstance(prompt, list) and isinstance(prompt[0], str):
-        if len(prompt) > 1:
-            raise UnsupportedParameter("Several prompts in one request are not supported.", param="prompt")
-        prompt = prompt[0]
+    return [_prompt_ids(prompt, tokenizer, vocabulary) for prompt in request.prompts]
+
+
+def prompt_text(prompt: str | list[int], tokenizer: Any) -> str:
+    """A text completion's prompt as text."""
+    if isinstance(prompt, str):
+        return prompt
+    return str(tokenizer.decode(prompt, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _prompt_ids(prompt: str | list[int], tokenizer: Any, vocabulary: int) -> list[int]:
     if isinstance(prompt, str):
         try:
             ids = list(tokenizer(prompt).input_ids)
@@ -60,7 +65,7 @@ def completion_prompt(request: CompletionRequest, tokenizer: Any, vocabulary: in
             start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
             ids = [] if start is None else [start]
     else:
-        ids = [token for token in prompt if isinstance(token, int)]
+        ids = prompt
         wrong = next((token for token in ids if not 0 <= token < vocabulary), None)
         if wrong is not None:
             raise InvalidRequest(f"{wrong} is not a token id of this model: it has {vocabulary}.", param="prompt")

@@ -79,6 +79,7 @@ class Engine:
         weight: float = 1.0,
         priority: int = 0,
         resume: Listing[int] = (),
+        beside: Generation | None = None,
     ) -> Generation:
         """Takes a request in.
 
@@ -91,6 +92,7 @@ class Engine:
             salt, adapter, weight, priority: see `Sequence`.
             resume: the answer's first tokens, generated before, here or elsewhere, whose text the client has. They
                 count as generated, and what comes is what came after them then.
+            beside: another request, that this one is to be read `together` with.
 
         Raises:
             InvalidRequest: no prompt, no room for an answer, or `resume` is not the beginning of one.
@@ -103,6 +105,8 @@ class Engine:
         sequence = Sequence([*prompt, *resume], len(prompt), max_tokens, sampling, salt, adapter, weight, priority)
         eos_ids = frozenset[int]() if ignore_eos else self.loaded.eos_ids
         generation = Generation(sequence, Detokenizer(self._decode, prompt, stops), deadline, eos_ids, self._wake)
+        if beside is not None:
+            generation.pieces = beside.pieces
         finish = self._reread(generation, resume)
         with self._wake:
             if self._closing or self._stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Literal
@@ -52,7 +53,8 @@ class Generation:
     """Whether a step of it ran out of memory before."""
     outcome: str | None = None
     """How it ended, as the metrics name it; None while it runs."""
-    _pieces: SimpleQueue[Piece | ApiError] = field(default_factory=SimpleQueue)
+    pieces: SimpleQueue[tuple[Generation, Piece | ApiError]] = field(default_factory=SimpleQueue, repr=False)
+    """Where its pieces go; those that are read together have one."""
 
     def __iter__(self) -> Iterator[Piece]:
         """The pieces as they come, up to and with the one that has a finish reason.
@@ -60,17 +62,7 @@ class Generation:
         Raises:
             ApiError: why there will be no more: the deadline passed, the client went away, a step failed.
         """
-        while True:
-            left = self.deadline + LATE - time.monotonic()
-            try:
-                piece = self._pieces.get(timeout=min(max(left, 0), threading.TIMEOUT_MAX))
-            except Empty:  # the engine hangs in a step
-                raise too_late() from None
-            if isinstance(piece, ApiError):
-                raise piece
-            yield piece
-            if piece.finish is not None:
-                return
+        return (piece for _, piece in together([self]))
 
     def cancel(self) -> None:
         """Ends the request before the next step. May be called from any thread, at any time, and again."""
@@ -91,7 +83,26 @@ class Generation:
 
     def put(self, piece: Piece | ApiError) -> None:
         """For the engine: the next piece, or the error that ends the request."""
-        self._pieces.put(piece)
+        self.pieces.put((self, piece))
+
+
+def together(generations: Listing[Generation]) -> Iterator[tuple[Generation, Piece]]:
+    """The pieces of requests that were submitted to be read together, as they come, up to the last finish reason.
+
+    Raises:
+        ApiError: why there will be no more of one of them.
+    """
+    deadline, unfinished = generations[0].deadline + LATE, len(generations)
+    while unfinished:
+        left = min(max(deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)
+        try:
+            generation, piece = generations[0].pieces.get(timeout=left)
+        except Empty:  # the engine hangs in a step
+            raise too_late() from None
+        if isinstance(piece, ApiError):
+            raise piece
+        yield generation, piece
+        unfinished -= piece.finish is not None
 
 
 def too_late() -> ApiError:

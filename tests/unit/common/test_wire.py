@@ -39,8 +39,30 @@ def refused(kind: type[wire.GenerationRequest], body: dict[str, Any]) -> Invalid
         ({"top_p": 0}, "top_p"),
         ({"top_p": 1.01}, "top_p"),
         ({"top_k": -2}, "top_k"),
+        ({"min_p": -0.1}, "min_p"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 2.5}, "presence_penalty"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty"),
+        ({"logit_bias": [1, 2]}, "logit_bias"),
+        ({"logit_bias": {"5": "much"}}, "logit_bias.5"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"05": 1}}, "logit_bias"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias"),
+        ({"logit_bias": {"\u0665": 1}}, "logit_bias"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
         ({"seed": 2**63}, "seed"),
         ({"n": 0}, "n"),
+        ({"n": 129}, "n"),
+        ({"ignore_eos": 1}, "ignore_eos"),
+        ({"priority": 1.5}, "priority"),
+        ({"priority": 2**31}, "priority"),
+        ({"cache_salt": 7}, "cache_salt"),
+        ({"resume_token_ids": [1, -1]}, "resume_token_ids.1"),
+        ({"resume_token_ids": [True]}, "resume_token_ids.0"),
         ({"stop": ["x"] * 17}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
@@ -55,6 +77,38 @@ def test_a_wrong_field_is_named_in_the_refusal(fields: dict[str, Any], param: st
     error = refused(wire.ChatRequest, {**CHAT, **fields})
     assert (error.status, error.param) == (400, param)
     assert f"'{param}'" in error.message
+
+
+@pytest.mark.parametrize(("value", "param"), [(6, "logprobs"), (-1, "logprobs"), (True, "logprobs")])
+def test_a_completion_counts_its_log_probabilities(value: Any, param: str) -> None:
+    assert refused(wire.CompletionRequest, {**TEXT, "logprobs": value}).param == param
+
+
+def test_likeliest_tokens_without_log_probabilities_are_refused_as_openai_does() -> None:
+    assert "top_logprobs" in refused(wire.ChatRequest, {**CHAT, "top_logprobs": 2}).message
+    assert chat(top_logprobs=0).logprob_count is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [({}, None), ({"logprobs": False}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 3}, 3)],
+)
+def test_the_number_of_likeliest_tokens_is_read_in_the_words_of_chats(
+    fields: dict[str, Any], count: int | None
+) -> None:
+    assert chat(**fields).logprob_count == count
+
+
+def test_the_number_of_likeliest_tokens_is_read_in_the_words_of_completions() -> None:
+    request = wire.validate(wire.CompletionRequest, {**TEXT, "logprobs": 0})
+    assert request.logprob_count == 0
+    assert wire.validate(wire.CompletionRequest, TEXT).logprob_count is None
+
+
+def test_tokens_to_resume_belong_to_one_answer() -> None:
+    assert chat(resume_token_ids=[1, 2]).resume_token_ids == [1, 2]
+    assert "resume_token_ids" in refused(wire.ChatRequest, {**CHAT, "resume_token_ids": [1], "n": 2}).message
+    assert refused(wire.CompletionRequest, {"model": "m", "prompt": ["a", "b"], "resume_token_ids": [1]}).status == 400
 
 
 @pytest.mark.parametrize("field", ["model", "messages"])
@@ -79,9 +133,25 @@ def test_a_refusal_repeats_nothing_of_the_prompt() -> None:
     assert "hunter2" not in error.message
 
 
-@pytest.mark.parametrize("prompt", ["text", [1, 2, 3], ["a", "b"], ""])
-def test_a_prompt_is_text_or_token_ids_or_several_texts(prompt: Any) -> None:
-    assert wire.validate(wire.CompletionRequest, {"model": "m", "prompt": prompt}).prompt == prompt
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        ("text", ["text"]),
+        ("", [""]),
+        ([1, 2, 3], [[1, 2, 3]]),
+        (["a", "b"], ["a", "b"]),
+        ([[1], [2, 3]], [[1], [2, 3]]),
+    ],
+)
+def test_a_prompt_is_text_or_token_ids_or_several_of_these(prompt: Any, prompts: list[Any]) -> None:
+    request = wire.validate(wire.CompletionRequest, {"model": "m", "prompt": prompt, "n": 3})
+    assert request.prompts == prompts
+    assert request.choices == 3 * len(prompts)
+
+
+@pytest.mark.parametrize("prompt", [[1, "a"], [[1], "a"], [["a"]], 5, [None]])
+def test_prompts_of_several_kinds_are_refused(prompt: Any) -> None:
+    assert refused(wire.CompletionRequest, {"model": "m", "prompt": prompt}).status == 400
 
 
 def test_an_empty_list_of_prompts_is_refused() -> None:
@@ -139,7 +209,10 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-FIELDS = ("model", "messages", "prompt", "stop", "stream", "stream_options", "max_tokens", "n", "seed")
+FIELDS = (
+    "model", "messages", "prompt", "stop", "stream", "stream_options", "max_tokens", "n", "seed", "logit_bias",
+    "logprobs", "top_logprobs", "resume_token_ids", "cache_salt", "priority", "echo",
+)  # fmt: skip
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), json_values), st.sampled_from([CHAT, TEXT]))
@@ -151,6 +224,8 @@ def test_any_json_object_is_either_a_request_or_a_clear_refusal(body: dict[str, 
         json.dumps(error.envelope())
         return
     assert request.stops is not None
+    assert request.choices >= 1
+    assert request.logprob_count is None or request.logprob_count >= 0
     assert isinstance(request.wants_usage, bool)
 
 
@@ -184,6 +259,15 @@ def test_a_text_stream_has_no_opening_chunk() -> None:
     assert answer.delta("hi", 1)["choices"][0] == {"index": 1, "text": "hi", "logprobs": None, "finish_reason": None}
 
 
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_log_probabilities_stand_with_their_choice(kind: wire.Kind) -> None:
+    answer, found = wire.Answer.new(kind, "m"), {"content": []}
+    whole = answer.whole([("a", "stop"), ("b", "stop")], wire.Usage(3, 2), [None, found])
+    assert [choice["logprobs"] for choice in whole["choices"]] == [None, found]
+    assert answer.delta("a", 1, found)["choices"][0]["logprobs"] == found
+    assert answer.last("stop", 1, found)["choices"][0]["logprobs"] == found
+
+
 def test_the_usage_chunk_has_no_choices() -> None:
     chunk = wire.Answer.new("chat", "m").usage(wire.Usage(3, 1))
     assert chunk["choices"] == []
@@ -199,9 +283,27 @@ def test_a_body_without_usage_has_none(body: dict[str, Any] | None) -> None:
     assert wire.Usage.of(body) is None
 
 
-def test_usage_is_read_back_from_a_body() -> None:
-    usage = wire.Usage(3, 1)
+@pytest.mark.parametrize(
+    "usage", [wire.Usage(3, 1), wire.Usage(3, 1, 0), wire.Usage(3, 1, 2, 0.25), wire.Usage(3, 1, 2, 0.25, 7.5)]
+)
+def test_usage_is_read_back_from_a_body(usage: wire.Usage) -> None:
     assert wire.Usage.of(usage.body()) == usage
+
+
+def test_usage_has_openais_field_for_cached_tokens_and_our_own_for_costs() -> None:
+    assert wire.Usage(3, 1, 2, 0.25, 7.5).body() == {
+        "prompt_tokens": 3,
+        "completion_tokens": 1,
+        "total_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 2},
+        "forebay": {"compute_seconds": 0.25, "energy_joules": 7.5},
+    }
+
+
+@pytest.mark.parametrize("details", [None, {}, {"cached_tokens": None}])
+def test_another_engines_usage_is_read_as_far_as_it_goes(details: Any) -> None:
+    body = {"prompt_tokens": 3, "completion_tokens": None, "prompt_tokens_details": details}
+    assert wire.Usage.of(body) == wire.Usage(3, 0)
 
 
 def test_the_list_of_models_has_openais_shape() -> None:

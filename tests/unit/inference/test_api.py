@@ -2,51 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from prometheus_client import REGISTRY
 
-from services.common import sse
-from services.common.settings import InferenceSettings
-from services.inference.app import create_app
-
-MODEL = "tiny-llama"
-HI = [{"role": "user", "content": "Hi"}]
-
-
-@pytest.fixture(scope="module")
-def client(tiny_folder: Path) -> Iterator[FlaskClient]:
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    known = set(REGISTRY._collector_to_names)
-    app = create_app(InferenceSettings(model=str(tiny_folder), kv_blocks=64, device="cpu"))
-    models = app.extensions["forebay.models"]
-    with models.use(MODEL, float("inf")) as engine:
-        engine.loaded.eos_ids = frozenset()  # random weights end at random; here answers end at their limit
-    yield app.test_client()
-    models.close()
-    # The process outlives this application: others in the same run set up log and metrics anew.
-    root.handlers[:], root.level = before
-    for collector in set(REGISTRY._collector_to_names) - known:
-        REGISTRY.unregister(collector)
-
-
-def chat(client: FlaskClient, **more: Any) -> Any:
-    return client.post("/v1/chat/completions", json={"model": MODEL, "messages": HI, "max_tokens": 6} | more)
-
-
-def complete(client: FlaskClient, **more: Any) -> Any:
-    return client.post("/v1/completions", json={"model": MODEL, "prompt": "Hi", "max_tokens": 6} | more)
-
-
-def events(response: Any) -> list[sse.Event]:
-    return list(sse.Parser().feed(response.data))
+from tests.unit.inference.answering import HI, MODEL, bodies, chat, complete, counts, events, notes, said, texts
 
 
 def test_a_chat_is_answered(client: FlaskClient) -> None:
@@ -61,7 +23,7 @@ def test_a_chat_is_answered(client: FlaskClient) -> None:
 def test_a_completion_is_answered(client: FlaskClient) -> None:
     body = complete(client, prompt=[5, 6, 7]).json
     assert body["object"] == "text_completion"
-    assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 6, "total_tokens": 9}
+    assert counts(body["usage"]) == (3, 6, 9)
 
 
 def test_max_completion_tokens_is_understood(client: FlaskClient) -> None:
@@ -81,32 +43,30 @@ def test_a_stream_has_role_deltas_finish_usage_and_end(client: FlaskClient) -> N
     response = chat(client, stream=True, stream_options={"include_usage": True}, seed=1)
     assert response.content_type == "text/event-stream; charset=utf-8"
     assert response.headers["X-Accel-Buffering"] == "no"
-    *chunks, end = events(response)
-    assert end.done
-    bodies = [json.loads(chunk.data or b"") for chunk in chunks]
-    assert bodies[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
-    assert bodies[-2]["choices"][0]["finish_reason"] == "length"
-    assert bodies[-1]["choices"] == []
-    assert bodies[-1]["usage"]["completion_tokens"] == 6
+    assert events(response)[-1].done
+    chunks = bodies(response)
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == 6
 
 
 def test_a_stream_says_the_same_as_the_whole_answer(client: FlaskClient) -> None:
-    whole = chat(client, seed=7).json["choices"][0]["message"]["content"]
-    bodies = [json.loads(event.data or b"") for event in events(chat(client, seed=7, stream=True))[:-1]]
-    assert "".join(body["choices"][0]["delta"].get("content", "") for body in bodies) == whole
+    assert texts(bodies(chat(client, seed=7, stream=True))) == {0: said(chat(client, seed=7))[0]}
 
 
 def test_notes_count_the_tokens_and_carry_each_id_once(client: FlaskClient) -> None:
-    notes = [event.note for event in events(chat(client, seed=7, stream=True)) if event.note]
-    ids = [token for note in notes for token in note["token_ids"]]
-    counts = [note["completion_tokens"] for note in notes]
-    assert len(ids) == counts[-1] == 6
-    assert counts == sorted(counts)
+    found = notes(chat(client, seed=7, stream=True))
+    ids = [token for note in found for token in note["token_ids"]]
+    running = [note["completion_tokens"] for note in found]
+    assert len(ids) == running[-1] == 6
+    assert running == sorted(running)
+    assert found[0]["prompt_tokens"] == chat(client).json["usage"]["prompt_tokens"]
 
 
 def test_a_completion_stream_ends_without_usage_where_none_was_asked(client: FlaskClient) -> None:
-    bodies = [json.loads(event.data or b"") for event in events(complete(client, stream=True))[:-1]]
-    assert all(body["object"] == "text_completion" and "usage" not in body for body in bodies)
+    chunks = bodies(complete(client, stream=True))
+    assert all(chunk["object"] == "text_completion" and "usage" not in chunk for chunk in chunks)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +75,7 @@ def test_a_completion_stream_ends_without_usage_where_none_was_asked(client: Fla
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
         {"tool_choice": "required"},
         {"response_format": {"type": "json_object"}},
-        {"logprobs": True},
-        {"top_logprobs": 2},
-        {"logit_bias": {"5": 1}},
-        {"presence_penalty": 0.5},
-        {"frequency_penalty": -0.5},
-        {"n": 2},
-        {"min_p": 0.1},
+        {"best_of": 2},
         {"reasoning_effort": "high"},
         {"no_such_parameter": 1},
     ],
@@ -134,7 +88,7 @@ def test_a_parameter_that_is_not_supported_is_refused_by_name(client: FlaskClien
     assert response.json["error"]["param"] == next(iter(field))
 
 
-@pytest.mark.parametrize("field", [{"suffix": "x"}, {"echo": True}, {"best_of": 2}, {"logprobs": 0}])
+@pytest.mark.parametrize("field", [{"suffix": "x"}, {"echo": True, "logprobs": 1}, {"best_of": 2}])
 def test_a_completion_parameter_that_is_not_supported_is_refused_by_name(
     client: FlaskClient, field: dict[str, Any]
 ) -> None:
@@ -144,6 +98,7 @@ def test_a_completion_parameter_that_is_not_supported_is_refused_by_name(
 def test_what_asks_for_nothing_is_accepted(client: FlaskClient) -> None:
     neutral = {
         "n": 1,
+        "best_of": 1,
         "tools": [],
         "tool_choice": "none",
         "response_format": {"type": "text"},
@@ -229,7 +184,7 @@ def test_the_log_line_has_counts_and_no_text(client: FlaskClient, caplog: pytest
         stream = chat(client, messages=[{"role": "user", "content": secret}], stream=True)
         assert events(stream)[-1].done
         stream.close()
-        chat(client, messages=[{"role": "user", "content": secret}], n=3).close()
+        chat(client, messages=[{"role": "user", "content": secret}], functions=[{"name": "f"}]).close()
     lines = [vars(record) for record in caplog.records if record.name == "forebay.access"]
     for line in lines[:2]:
         assert (line["model"], line["completion_tokens"], line["outcome"]) == (MODEL, 6, "length")

@@ -8,7 +8,7 @@ import pytest
 
 from services.common.errors import InvalidRequest, UnsupportedParameter
 from services.common.wire import ChatRequest, CompletionRequest
-from services.inference.chat import chat_prompt, completion_prompt
+from services.inference.chat import chat_prompt, completion_prompts, prompt_text
 from tests.unit.inference.tiny import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -19,8 +19,13 @@ def chat(*messages: dict[str, Any], tokenizer: Any = TOKENIZER) -> str:
     return str(tokenizer.decode(chat_prompt(request, tokenizer)))
 
 
+def completions(prompt: Any) -> list[list[int]]:
+    return completion_prompts(CompletionRequest(model="m", prompt=prompt), TOKENIZER, len(TOKENIZER))
+
+
 def completion(prompt: Any) -> list[int]:
-    return completion_prompt(CompletionRequest(model="m", prompt=prompt), TOKENIZER, len(TOKENIZER))
+    (ids,) = completions(prompt)
+    return ids
 
 
 def test_a_conversation_follows_the_models_template() -> None:
@@ -73,11 +78,21 @@ def test_an_id_that_is_not_in_the_vocabulary_is_refused(token: int) -> None:
         completion([1, token])
 
 
-def test_several_prompts_are_refused() -> None:
-    with pytest.raises(UnsupportedParameter, match="Several prompts"):
-        completion(["a", "b"])
+@pytest.mark.parametrize("prompts", [["ab", "c"], [TOKENIZER.encode("ab"), TOKENIZER.encode("c")]])
+def test_several_prompts_are_text_or_ids(prompts: Any) -> None:
+    assert completions(prompts) == [TOKENIZER.encode("ab"), TOKENIZER.encode("c")]
+
+
+def test_a_wrong_prompt_among_several_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="no tokens"):
+        completions([[1], []])
+
+
+@pytest.mark.parametrize("prompt", ["海 x", TOKENIZER.encode("海 x")])
+def test_a_prompt_is_shown_as_text_whether_it_came_as_text_or_ids(prompt: Any) -> None:
+    assert prompt_text(prompt, TOKENIZER) == "海 x"
 
 
 def test_text_that_is_not_unicode_is_the_clients_error() -> None:
     with pytest.raises(InvalidRequest):
-        completion_prompt(CompletionRequest.model_construct(model="m", prompt="\ud800"), TOKENIZER, 100)
+        completion_prompts(CompletionRequest.model_construct(model="m", prompt="\ud800"), TOKENIZER, 100)

@@ -1,0 +1,94 @@
+"""What a request asks of the model: read where the engine has it, refused by name where it has not.
+
+Nothing is silently ignored: a parameter that would change the answer and that the engine does not have is an error.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from services.common.errors import InvalidRequest, UnsupportedParameter
+from services.common.wire import CompletionRequest, GenerationRequest
+
+if TYPE_CHECKING:
+    from services.inference.engine.load import Loaded
+    from services.inference.engine.sequence import Sampling
+
+INERT = {
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "parallel_tool_calls",
+}  # fmt: skip
+"""Fields that say who asks or how to keep the answer, and do not change it."""
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "suffix": ("",),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+}
+"""Values with which a parameter that is not supported asks for nothing; null is one of them for every parameter."""
+
+OWN_DEFAULTS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+"""Parameters whose default is the model's own."""
+
+
+def refuse_unsupported(asked: GenerationRequest, body: Mapping[str, Any]) -> None:
+    """Refuses what the engine would have to ignore.
+
+    Raises:
+        UnsupportedParameter: names the first such field.
+    """
+    neutral = NEUTRAL | {"best_of": (asked.n or 1,)}  # the best n of n are all of them
+    for name, value in body.items():
+        known = name in INERT or name in type(asked).model_fields or value is None
+        if not known and value not in neutral.get(name, ()):
+            raise UnsupportedParameter(f"The parameter '{name}' is not supported by this model server.", param=name)
+    if isinstance(asked, CompletionRequest) and asked.echo and asked.logprobs is not None:
+        raise UnsupportedParameter("Log probabilities of the prompt, by 'echo', are not supported.", param="echo")
+
+
+def read_sampling(asked: GenerationRequest, loaded: Loaded) -> Sampling:
+    """How the tokens of the request's first choice are drawn; without a seed in the request, by a random one.
+
+    Raises:
+        InvalidRequest: the bias names a token that the model does not have.
+    """
+    bias = tuple((int(token), value) for token, value in (asked.logit_bias or {}).items())
+    wrong = next((token for token, _ in bias if token >= loaded.vocabulary), None)
+    if wrong is not None:
+        raise InvalidRequest(
+            f"{wrong} is not a token id of this model: it has {loaded.vocabulary}.", param="logit_bias"
+        )
+    given = {name: value for name in OWN_DEFAULTS if (value := getattr(asked, name)) is not None}
+    return replace(
+        loaded.defaults,
+        **given,
+        top_k=loaded.defaults.top_k if asked.top_k is None else max(asked.top_k, 0),
+        logit_bias=bias,
+        logprobs=asked.logprob_count,
+        seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+    )
+
+
+def read_number(name: str, given: str | None, default: float, *, least: float, most: float) -> float:
+    """The value of a header that is a number; the default where it was not given.
+
+    Raises:
+        InvalidRequest: it is none, or out of its range.
+    """
+    if given is None:
+        return default
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise InvalidRequest(f"The header {name} must be a number from {least:g} to {most:g}.")
+    return value
