@@ -14,16 +14,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from forebay.bench import Result, Sample, Target, measure, table
+from forebay.fleet import next_free
 
 MODEL = "smollm2-135m-instruct"
 CLIENTS = (1, 4, 16)
+FIRST_PORT = 18000
 
 
 def main() -> int:
@@ -65,13 +67,20 @@ def one_by_one(home: Path, tokens: int, requests: int) -> Result:
 
 
 @contextmanager
-def stack(home: Path) -> Iterator[tuple[str, str]]:
-    """`forebay up` on its own state but the same models; yields endpoint and key, and stops it."""
+def stack(home: Path, settings: Mapping[str, str] | None = None) -> Iterator[tuple[str, str]]:
+    """`forebay up` on its own state but the same models; yields endpoint and key, and stops it.
+
+    Args:
+        settings: more environment variables for it.
+    """
     with tempfile.TemporaryDirectory(prefix="forebay-bench-") as folder:
         (Path(folder) / "models").symlink_to(home / "models")
         # The limits of the demo key are not what is measured here.
         limits = {"FOREBAY_REQUESTS_PER_MINUTE": "1000000", "FOREBAY_TOKENS_PER_MINUTE": "1000000000"}
-        environment = {**os.environ, **limits, "FOREBAY_HOME": folder}
+        # Of its own, since a stack may run here already.
+        names = ("FOREBAY_GATEWAY_PORT", "FOREBAY_INFERENCE_PORT", "FOREBAY_METRICS_PORT")
+        ports = dict(zip(names, map(str, next_free("127.0.0.1", FIRST_PORT, len(names), set())), strict=True))
+        environment = {**os.environ, **limits, **ports, **(settings or {}), "FOREBAY_HOME": folder}
         process = subprocess.Popen([sys.executable, "-m", "forebay", "up"], env=environment, stdout=subprocess.DEVNULL)
         try:
             state = await_ready(process, environment)

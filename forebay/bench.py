@@ -133,7 +133,7 @@ def measure(target: Target, clients: int, requests: int) -> Result:
             if number is None:
                 return
             try:
-                sample = ask(target, number)
+                sample = ask(target, prompt(number), temperature=1.0)
             except (BenchFailed, OSError, HTTPException, ValueError) as error:
                 failures.append(error)
                 return
@@ -150,13 +150,13 @@ def measure(target: Target, clients: int, requests: int) -> Result:
     return Result.of(clients, samples, time.monotonic() - begin)
 
 
-def ask(target: Target, number: int) -> Sample:
-    """One streamed chat; `number` makes its prompt differ from the others, so that no cache answers it."""
+def ask(target: Target, text: str, **sampling: Any) -> Sample:
+    """One streamed chat of one message; `sampling` are more fields of its body."""
     body = {
         "model": target.model,
-        "messages": [{"role": "user", "content": prompt(number)}],
+        "messages": [{"role": "user", "content": text}],
         "max_tokens": target.max_tokens,
-        "temperature": 1.0,
+        **sampling,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -183,7 +183,7 @@ def ask(target: Target, number: int) -> Sample:
 
 
 def prompt(number: int) -> str:
-    """The prompt of request `number`."""
+    """The prompt of request `number`; it differs from all others, so that no cache answers it."""
     return f"({number}) {PROMPTS[number % len(PROMPTS)]}"
 
 
