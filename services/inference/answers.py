@@ -32,6 +32,12 @@ class Choice:
     opening: str = ""
     fresh: list[int] = field(default_factory=list)
 
+    def take(self, piece: Piece) -> None:
+        """Takes in a piece, all but its text."""
+        if piece.token is not None:
+            self.fresh.append(piece.token)
+            self.logprobs.add(piece)
+
 
 Pieces = Iterator[tuple[Choice, Piece]]
 
@@ -58,12 +64,7 @@ def read(choices: Listing[Choice]) -> Pieces:
         ApiError: why there will be no more.
     """
     of = {choice.generation: choice for choice in choices}
-    for generation, piece in together(list(of)):
-        choice = of[generation]
-        if piece.token is not None:
-            choice.fresh.append(piece.token)
-            choice.logprobs.add(piece)
-        yield choice, piece
+    return ((of[generation], piece) for generation, piece in together(list(of)))
 
 
 def usage(asked: GenerationRequest, choices: Listing[Choice]) -> Usage:
@@ -89,6 +90,7 @@ def whole(head: Answer, asked: GenerationRequest, choices: Listing[Choice], piec
     texts = [[choice.opening] for choice in choices]
     finishes: list[FinishReason] = ["stop"] * len(choices)
     for choice, piece in pieces:
+        choice.take(piece)
         texts[choice.index].append(piece.text)
         finishes[choice.index] = piece.finish or "stop"
     return head.whole(
@@ -125,6 +127,7 @@ def stream(head: Answer, asked: GenerationRequest, choices: Listing[Choice], pie
             yield frame(head.delta(choice.opening, choice.index), choice)
     try:
         for choice, piece in pieces:
+            choice.take(piece)
             count += piece.token is not None
             if piece.text:
                 yield frame(head.delta(piece.text, choice.index, choice.logprobs.take()), choice)
