@@ -89,6 +89,31 @@ def test_the_pod_gets_the_gateways_fields_and_not_the_clients_salt(start_gateway
     assert body["x_unknown"] == 7, "what another engine may understand is passed on"
 
 
+@pytest.mark.parametrize(
+    ("sent", "passed_on"),
+    [
+        ({"resume_token_ids": [1, 2]}, {}),
+        ({"priority": -5}, {"priority": 0}),
+        ({"priority": 5}, {"priority": 5}),
+        ({"priority": None}, {"priority": None}),
+        ({}, {}),
+    ],
+    ids=["resume", "overtake", "yield", "null", "nothing"],
+)
+def test_a_client_may_neither_resume_nor_overtake(
+    start_gateway: StartGateway, sent: dict[str, Any], passed_on: dict[str, Any]
+) -> None:
+    got: list[dict[str, Any]] = []
+
+    def recording(handler: Handler, body: dict[str, Any]) -> None:
+        got.append(body)
+        hello(handler, body)
+
+    with scripted_pod(recording) as pod, start_gateway(pod).client() as client:
+        assert client.post("/v1/chat/completions", json={**CHAT, **sent}).status_code == 200
+    assert {name: got[0][name] for name in ("resume_token_ids", "priority") if name in got[0]} == passed_on
+
+
 def test_the_request_id_comes_back_and_is_made_up_where_it_is_missing_or_unfit(client: httpx2.Client) -> None:
     ids = [
         client.get("/v1/models", headers=headers).headers["x-request-id"]
@@ -139,10 +164,12 @@ class TestCache:
         [
             ({}, {}),
             ({"temperature": 0.5}, {}),
+            ({"temperature": 0, "n": 2}, {}),
+            ({"temperature": 0, "logprobs": True}, {}),
             ({"temperature": 0}, {"Cache-Control": "no-cache"}),
             ({"temperature": 0}, {"Cache-Control": "no-store"}),
         ],
-        ids=["sampled", "warm", "no-cache", "no-store"],
+        ids=["sampled", "warm", "several", "logprobs", "no-cache", "no-store"],
     )
     def test_what_may_not_be_cached_bypasses_it(
         self, client: httpx2.Client, fields: dict[str, Any], headers: dict[str, str]
