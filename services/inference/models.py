@@ -204,7 +204,7 @@ class Models:
 
     def _loaded_engine(self, name: str, slot: Slot) -> Engine:
         # Here, not above: torch takes seconds to import, and the pod shall answer its probes meanwhile.
-        from services.inference.engine import load  # noqa: PLC0415
+        from services.inference.engine import load, machine  # noqa: PLC0415
         from services.inference.engine.energy import energy_counter  # noqa: PLC0415
         from services.inference.engine.engine import Engine  # noqa: PLC0415
         from services.inference.engine.parallel import devices  # noqa: PLC0415
@@ -212,7 +212,7 @@ class Models:
         settings = self._settings
         device = load.pick_device(settings.device)
         if self._budget is None:
-            self._budget = int(load.free_memory(device) * 0.8)
+            self._budget = int(machine.free_memory(device) * 0.8)
 
         def phase(current: str) -> None:
             slot.phase = current
@@ -232,6 +232,8 @@ class Models:
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             step_tokens=settings.step_tokens,
+            chunk_tokens=settings.chunk_tokens,
+            prefix_cache=settings.prefix_cache,
             energy=energy_counter(devices(device)),
         )
         # What is there now stays: looking through all of it, the collector would stop the whole pod for half a second.
@@ -276,5 +278,12 @@ class Models:
 def _describe(slot: Slot) -> dict[str, Any]:
     engine = slot.engine
     state = "loaded" if engine is not None else "loading" if slot.phase is not None else "not loaded"
-    more = {} if engine is None else {"context_length": engine.loaded.context_length}
+    more = {}
+    if engine is not None:
+        loaded = engine.loaded
+        more = {
+            "context_length": loaded.context_length,
+            "quantization": loaded.quantization,
+            "kernel": loaded.kernel,
+        }
     return {"state": state, **more}

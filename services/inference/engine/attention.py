@@ -6,14 +6,19 @@ and hands keyword arguments of the forward through to it: ours arrives as `atten
 our name, so transformers builds no mask.
 
 Memory layout, by measurement on CPU: the keys of one layer are `[heads * blocks, size * dim]`, so one `index_select`
-copies whole blocks and its result, seen as `[heads, sequences, context, dim]`, is what a batched product wants.
+copies whole blocks and its result, seen as `[sequences * heads, context, dim]`, is what a batched product wants.
+
+A query's result must not depend on its neighbours, nor on whether it came alone or in a chunk of a prompt. So all go
+the same way, and `Exactness` keeps to shapes for which the products of this machine give the same bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,15 +48,77 @@ class LayerShape:
     value_dim: int
 
 
-@dataclass
-class Group:
-    """Sequences that one attention call computes: all with `queries` tokens in the step and `pages` blocks of context.
+@dataclass(frozen=True)
+class Exactness:
+    """Shapes within which a row of a product has the same bits, whatever the rows beside it and the zeros after it.
 
-    rows: where their tokens stand in the packed row, [sequences * queries]. blocks: [sequences, pages], padded with the
-    null block. first: position of each sequence's first token in the step, [sequences].
+    rows: the fewest rows that a product needs for that. contexts: lengths, in tokens, that a context may be padded to;
+    the matrix kernels split other lengths in other places, and then add up in another order.
     """
 
-    rows: Tensor
+    rows: int
+    contexts: tuple[int, ...]
+
+    def padded(self, tokens: int) -> int:
+        """The shortest allowed context that holds so many tokens."""
+        return self.contexts[bisect_left(self.contexts, tokens)]
+
+
+def exactness(longest: int, shapes: Iterable[LayerShape], block_size: int, device: torch.device) -> Exactness:
+    """Finds by trying what holds on this machine. On a GPU nothing is promised, and all lengths will do.
+
+    Args:
+        longest: tokens of the longest context.
+    """
+    lengths = [block_size]
+    while lengths[-1] < longest:
+        power = 1 << (lengths[-1] // block_size).bit_length()
+        half = power * 3 // 4 * block_size
+        lengths.append(half if half > lengths[-1] else power * block_size)  # 16, 32, 48, 64, 96, 128, …
+    if device.type != "cpu":
+        return Exactness(1, tuple(lengths))
+    found = [_try(lengths, *dims) for dims in sorted({(shape.key_dim, shape.value_dim) for shape in shapes})]
+    allowed = set(lengths).intersection(*(one.contexts for one in found))
+    return Exactness(max(one.rows for one in found), tuple(sorted(allowed)))
+
+
+def _try(lengths: Listing[int], key_dim: int, value_dim: int) -> Exactness:
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(2, 32, key_dim, generator=generator)
+    keys = torch.randn(2, key_dim, lengths[-1], generator=generator)
+    weights = torch.rand(2, 32, lengths[-1], generator=generator)
+    values = torch.randn(2, lengths[-1], value_dim, generator=generator)
+    shortest = lengths[0]
+    products = [
+        (queries, keys),
+        (queries, keys[:, :, :shortest]),
+        (weights, values),
+        (weights[:, :, :shortest], values[:, :shortest]),
+    ]
+    wholes = [torch.bmm(left, right) for left, right in products]
+
+    def enough(rows: int) -> bool:
+        parts = [torch.bmm(left[:, :rows].contiguous(), right) for left, right in products]
+        return all(torch.equal(part, whole[:, :rows]) for part, whole in zip(parts, wholes, strict=True))
+
+    def indifferent(length: int) -> bool:
+        short = weights[:, :4, :length].contiguous()
+        padded = functional.pad(short, (0, lengths[-1] - length))
+        return torch.equal(torch.bmm(short, values[:, :length]), torch.bmm(padded, values))
+
+    rows = next((rows for rows in (1, 2, 4, 8, 16) if all(enough(more) for more in range(rows, 17))), 1)
+    return Exactness(rows, tuple(length for length in lengths if indifferent(length)))
+
+
+@dataclass
+class Group:
+    """Sequences that one attention call computes: all with `queries` tokens in the step and one length of context.
+
+    start: where their tokens begin in the packed row, one sequence after the other. blocks: [sequences, pages], padded
+    with the null block. first: position of each sequence's first token in the step, [sequences].
+    """
+
+    start: int
     blocks: Tensor
     first: Tensor
     queries: int
@@ -59,12 +126,17 @@ class Group:
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
     _pages: dict[int, Tensor] = field(default_factory=dict)
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the step in this group."""
+        return len(self.first) * self.queries
+
     def hidden(self, window: int | None) -> Tensor:
         """What each query may not see, [sequences, queries, context], true where hidden: the future, the padding, and
         what lies `window` or more tokens back."""
         if window not in self._masks:
-            keys = torch.arange(self.blocks.shape[1] * self.block_size, device=self.rows.device)
-            positions = (self.first[:, None] + torch.arange(self.queries, device=self.rows.device))[:, :, None]
+            keys = torch.arange(self.blocks.shape[1] * self.block_size, device=self.first.device)
+            positions = (self.first[:, None] + torch.arange(self.queries, device=self.first.device))[:, :, None]
             hidden = keys > positions
             if window is not None:
                 hidden |= keys <= positions - window
@@ -72,10 +144,10 @@ class Group:
         return self._masks[window]
 
     def pages(self, heads: int, stride: int) -> Tensor:
-        """The blocks of all heads, flat, where each head has `stride` blocks: [heads * sequences * pages]."""
+        """The blocks of all sequences and heads, flat, where each head has `stride` blocks."""
         if heads not in self._pages:
-            offsets = torch.arange(heads, device=self.rows.device) * stride
-            self._pages[heads] = (offsets[:, None] + self.blocks.flatten()).flatten()
+            offsets = torch.arange(heads, device=self.first.device) * stride
+            self._pages[heads] = (self.blocks[:, None, :] + offsets[:, None]).flatten()
         return self._pages[heads]
 
 
@@ -89,6 +161,8 @@ class Step:
     slots: Tensor
     groups: list[Group]
     stride: int
+    rows: int
+    """The fewest rows of a product that is exact."""
     _slots: dict[int, Tensor] = field(default_factory=dict)
 
     def attend(
@@ -118,52 +192,51 @@ class Step:
         shape = self.shapes[layer]
         keys, values = self.keys[layer], self.values[layer]
         slots = self._slots_of(shape.heads, keys.shape[1] // shape.key_dim)
-        keys.view(-1, shape.key_dim).index_copy_(0, slots, key.reshape(-1, shape.key_dim))
-        values.view(-1, shape.value_dim).index_copy_(0, slots, value.reshape(-1, shape.value_dim))
+        keys.view(-1, shape.key_dim).index_copy_(0, slots, key[0].transpose(0, 1).reshape(-1, shape.key_dim))
+        values.view(-1, shape.value_dim).index_copy_(0, slots, value[0].transpose(0, 1).reshape(-1, shape.value_dim))
 
         scale = scaling if scaling is not None else shape.key_dim**-0.5
-        output = query.new_empty(query.shape[2], query.shape[1], shape.value_dim)
+        fused = query.device.type != "cpu" and softcap is None and s_aux is None
+        compute = _fused if fused else partial(_dense, rows=self.rows, softcap=softcap, sinks=s_aux)
+        by_token = query[0].transpose(0, 1)
+        results = []
         for group in self.groups:
             pages = group.pages(shape.heads, self.stride)
-            context_keys = keys.index_select(0, pages).view(shape.heads, len(group.first), -1, shape.key_dim)
-            context_values = values.index_select(0, pages).view(shape.heads, len(group.first), -1, shape.value_dim)
-            queries = query[0].index_select(1, group.rows)
+            count = len(group.first) * shape.heads
+            context_keys = keys.index_select(0, pages).view(count, -1, shape.key_dim)
+            context_values = values.index_select(0, pages).view(count, -1, shape.value_dim)
+            queries = by_token.narrow(0, group.start, group.tokens)
+            queries = queries.view(len(group.first), group.queries, shape.heads, -1, shape.key_dim)
             hidden = group.hidden(sliding_window)
-            plain = softcap is None and s_aux is None
-            if group.queries > 1 and plain:
-                result = _fused(queries, context_keys, context_values, hidden, scale)
-            else:
-                result = _dense(queries, context_keys, context_values, hidden, scale, softcap=softcap, sinks=s_aux)
-            output.index_copy_(0, group.rows, result)
-        return output[None]
+            results.append(compute(queries, context_keys, context_values, hidden, scale))
+        return (results[0] if len(results) == 1 else torch.cat(results))[None]
 
     def _slots_of(self, heads: int, block_size: int) -> Tensor:
         if heads not in self._slots:
             offsets = torch.arange(heads, device=self.slots.device) * self.stride * block_size
-            self._slots[heads] = (offsets[:, None] + self.slots).flatten()
+            self._slots[heads] = (self.slots[:, None] + offsets).flatten()
         return self._slots[heads]
 
 
 def _fused(queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, scale: float) -> Tensor:
-    """Attention of many queries: torch's fused kernel, which never holds all scores.
+    """Attention by torch's fused kernel, which never holds all scores; for GPUs.
 
     Args:
-        queries: [query heads, sequences * queries, dim].
-        keys, values: [heads, sequences, context, dim].
+        queries: [sequences, queries, heads, members, dim], where the members of a head share its keys.
+        keys, values: [sequences * heads, context, dim].
         hidden: [sequences, queries, context].
 
     Returns:
         [sequences * queries, query heads, value dim].
     """
-    sequences, count, _ = hidden.shape
-    by_sequence = queries.view(queries.shape[0], sequences, count, -1).transpose(0, 1)
+    sequences, _, heads, members, _ = queries.shape
     result = functional.scaled_dot_product_attention(
-        by_sequence,
-        keys.transpose(0, 1),
-        values.transpose(0, 1),
+        queries.flatten(2, 3).transpose(1, 2),
+        keys.view(sequences, heads, -1, keys.shape[-1]),
+        values.view(sequences, heads, -1, values.shape[-1]),
         attn_mask=~hidden[:, None],
         scale=scale,
-        enable_gqa=queries.shape[0] != keys.shape[0],
+        enable_gqa=members != 1,
     )
     return result.transpose(1, 2).flatten(0, 1)
 
@@ -175,25 +248,27 @@ def _dense(
     hidden: Tensor,
     scale: float,
     *,
+    rows: int,
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """The same, step by step. Faster than the fused kernel for one query a sequence, where scores are few."""
-    heads, sequences, context, dim = keys.shape
-    count, members = hidden.shape[1], queries.shape[0] // heads
-    # [heads * sequences, members * queries, …]: the members of a head share its keys, so they are rows of one product.
-    grouped = queries.view(heads, members, sequences, count, dim).transpose(1, 2).reshape(heads * sequences, -1, dim)
-    scores = torch.bmm(grouped, keys.view(heads * sequences, context, dim).transpose(1, 2))
-    scores = scores.view(heads, sequences, members, count, context).mul_(scale)
+    """The same, step by step, with at least `rows` rows in each product."""
+    sequences, count, heads, members, dim = queries.shape
+    filled = max(members, -(-rows // count))
+    # The members of a head are rows of one product, and so are a sequence's queries. What fills up is never looked at.
+    grouped = queries.new_empty(sequences, heads, count, filled, dim)
+    torch.mul(queries.transpose(1, 2), scale, out=grouped[:, :, :, :members])
+    scores = torch.bmm(grouped.view(sequences * heads, -1, dim), keys.transpose(1, 2))
+    scores = scores.view(sequences, heads, count, filled, -1)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill_(hidden[:, None], -torch.inf)
+    scores = scores.masked_fill_(hidden[:, None, :, None], -torch.inf)
     if sinks is not None:
-        sink = sinks.to(scores.dtype).view(heads, 1, members, 1, 1).expand(*scores.shape[:-1], 1)
-        weights = torch.cat([scores, sink], -1).softmax(-1, dtype=torch.float32)[..., :-1]
-    else:
-        weights = scores.softmax(-1, dtype=torch.float32)
-    weights = weights.to(values.dtype).view(heads * sequences, -1, context)
-    result = torch.bmm(weights, values.view(heads * sequences, context, -1))
-    result = result.view(heads, sequences, members, count, -1).permute(1, 3, 0, 2, 4)
+        sink = functional.pad(sinks.to(scores.dtype).view(heads, 1, members, 1), (0, 0, 0, filled - members))
+        scores = torch.cat([scores, sink.expand(*scores.shape[:-1], 1)], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
+    if sinks is not None:
+        weights = weights[..., :-1]
+    result = torch.bmm(weights.reshape(sequences * heads, count * filled, -1), values)
+    result = result.view(sequences, heads, count, filled, -1)[:, :, :, :members].transpose(1, 2)
     return result.reshape(sequences * count, heads * members, -1)

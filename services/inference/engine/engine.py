@@ -24,7 +24,7 @@ from services.inference.engine.load import Loaded
 from services.inference.engine.memory import is_out_of_memory, release_unused
 from services.inference.engine.meter import Meter, Pace
 from services.inference.engine.sample import Draw, sample
-from services.inference.engine.schedule import Scheduler, Work
+from services.inference.engine.schedule import CHUNK_TOKENS, Scheduler, Work
 from services.inference.engine.sequence import Sampling, Sequence
 
 log = logging.getLogger("forebay.engine")
@@ -48,12 +48,20 @@ class Engine:
         max_batch: int,
         max_queue: int,
         step_tokens: int,
+        chunk_tokens: int = CHUNK_TOKENS,
+        prefix_cache: bool = True,
         energy: EnergyCounter | None = None,
     ) -> None:
         self.name = name
         self.loaded = loaded
         self._capacity = max_batch + max_queue
-        self._scheduler = Scheduler(loaded.pool, max_batch=max_batch, step_tokens=step_tokens)
+        self._scheduler = Scheduler(
+            loaded.pool,
+            max_batch=max_batch,
+            step_tokens=step_tokens,
+            chunk_tokens=chunk_tokens,
+            prefix_cache=prefix_cache,
+        )
         self._meter = Meter(name, metrics, energy)
         self._active: dict[Sequence, Generation] = {}
         self._inbox: list[Generation] = []

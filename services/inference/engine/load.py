@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
 
 from services.common.settings import InferenceSettings
 from services.inference.engine.attention import ATTENTION, LayerShape
 from services.inference.engine.blocks import BlockPool
 from services.inference.engine.errors import SourceError, UnsupportedModel
+from services.inference.engine.fuse import fuse_norms, siblings
 from services.inference.engine.lora import Adapters
-from services.inference.engine.pack import pack, packed_bytes
+from services.inference.engine.machine import free_memory, use_own_cores, weight_bytes
+from services.inference.engine.pack import INT8_KERNELS, can_pack, exact, fastest, pack, packed_bytes
 from services.inference.engine.parallel import Leader, lead, least, local, placement
 from services.inference.engine.ranks import rank, ranks
 from services.inference.engine.run import Runner, layer_shapes
@@ -38,9 +42,9 @@ MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.9}
 """Part of the free memory that the KV memory may take: a laptop does other things too, a GPU does not."""
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 """Relative error of logits up to which two ways of computing them count as the same."""
+TOLERANCE_INT8 = 0.3
+"""The same where integers are multiplied: there the last bit may tip a value to the next step, of a hundred or two."""
 
-CGROUP = Path("/sys/fs/cgroup")
-"""Where the container's limits stand (cgroup v2); without a container, or with v1, the files are not there."""
 CHECK_TEXTS = ([7, 3, 11, 5, 2, 13, 1, 4, 9, 6] * 2, [5, 8, 1, 12, 3, 10, 7])
 """Token ids that every vocabulary has: one text longer than a block, one shorter."""
 
@@ -61,6 +65,9 @@ class Loaded:
     eos_ids: frozenset[int]
     defaults: Sampling
     bytes: int
+    quantization: str = "none"
+    kernel: str = ""
+    """What multiplies the weights."""
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -76,7 +83,7 @@ def load(
 
     Args:
         adapters: sources of its LoRA adapters, by the names that requests call them.
-        phase: told the name of each phase as it begins: `resolve`, `load`, `warm-up`.
+        phase: told the name of each phase as it begins: `resolve`, `map`, `pack`, `warm-up`.
         make_room: asked before memory is taken, with all that the model will have then.
 
     Returns:
@@ -102,17 +109,23 @@ def load(
         name: resolve_adapter(where, offline=settings.hub_offline) for name, where in (adapters or {}).items()
     }
     timed("resolve")
-    phase("load")
+    phase("map")
     use_own_cores()
     device = pick_device(settings.device)
     make_room(weight_bytes(folder, device))
-    model = _load_weights(folder, device)
+    model = _map_weights(folder, device, settings.quantization)
     tokenizer = _load_tokenizer(folder)
-    timed("load")
+    timed("map")
+    phase("pack")
+    expected = _expected(model)
+    kernel = _pack(model, settings.quantization)
+    if settings.quantization == "int8":  # rounding is no error: what is left to check is the packed batch
+        expected = _expected(model)
+    timed("pack")
     phase("warm-up")
-    loaded = _warm_up(model, tokenizer, adapter_folders, settings, make_room)
+    loaded = _warm_up(model, tokenizer, adapter_folders, settings, make_room=make_room, expected=expected)
     timed("warm-up")
-    loaded.seconds = seconds
+    loaded.kernel, loaded.quantization, loaded.seconds = kernel, settings.quantization, seconds
     return loaded
 
 
@@ -123,58 +136,38 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name, rank()) if name == "cuda" and ranks() > 1 else torch.device(name)
 
 
-def use_own_cores() -> None:
-    """Keeps torch from starting more threads than the container may run at once (cgroup v2).
-
-    torch counts the host's cores, and threads that wait for one another while they have no core cost a hundred times
-    what they save.
-    """
-    limit = CGROUP / "cpu.max"
-    quota, period = limit.read_text().split() if limit.is_file() else ("max", "1")
-    if quota != "max":
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), int(quota) // int(period))))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on the device now; on CPU within the container's limit (cgroup v2)."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
-    limit = CGROUP / "memory.max"
-    if limit.is_file() and (most := limit.read_text().strip()) != "max":
-        counts = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        # Cached files count as used, but make way: a model that was just converted would seem to fill the memory.
-        used = int((CGROUP / "memory.current").read_text()) - int(counts.get("inactive_file", 0))
-        free = min(free, max(0, int(most) - used))
-    return free
-
-
-def weight_bytes(folder: Path, device: torch.device) -> int:
-    """Bytes that the weights in a folder take in memory: files in half precision double when they become float32."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            header = stream.read(min(1 << 16, 8 + int.from_bytes(stream.read(8), "little")))
-        halves = b'"BF16"' in header or b'"F16"' in header
-        total += file.stat().st_size * (2 if halves and device.type == "cpu" else 1)
-    return total
-
-
-def _load_weights(folder: Path, device: torch.device) -> PreTrainedModel:
+def _map_weights(folder: Path, device: torch.device, quantization: str) -> PreTrainedModel:
     needed, free = weight_bytes(folder, device) // ranks(), free_memory(device)
     if needed > free:
         raise SourceError(f"Too little memory: the weights need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.")
     # On CPU exact: half precision there is emulated on most machines, slower than float32 and less precise.
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    more = placement(folder, device)
+    if (config := _bitsandbytes(device, quantization)) is not None:
+        if ranks() > 1:
+            raise UnsupportedModel("A model that is split over several ranks is not quantised.")
+        more["quantization_config"] = config
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **placement(folder, device)
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **more
         )
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, ImportError) as error:
         raise SourceError(f"transformers cannot load the model in {folder}: {error}") from error
     model.requires_grad_(False)
     return model
+
+
+def _bitsandbytes(device: torch.device, quantization: str) -> BitsAndBytesConfig | None:
+    """How bitsandbytes quantises the weights while they are mapped: nf4 everywhere (Dettmers et al. 2023, "QLoRA"),
+    int8 on GPUs (Dettmers et al. 2022, "LLM.int8()"), since on CPU `pack` has faster kernels for that."""
+    if quantization == "nf4":
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    if quantization == "int8" and device.type != "cpu":
+        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    return None
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -184,32 +177,56 @@ def _load_tokenizer(folder: Path) -> Any:
         raise SourceError(f"transformers cannot load the tokenizer in {folder}: {error}") from error
 
 
+def _expected(model: PreTrainedModel) -> list[Tensor]:
+    """The logits after each of the texts, [vocabulary], by the model as transformers has it."""
+    with torch.inference_mode():
+        texts = _check_texts(model)
+        return [model(torch.tensor([text], device=model.device), use_cache=False).logits[0, -1] for text in texts]
+
+
+def _check_texts(model: PreTrainedModel) -> list[list[int]]:
+    vocabulary = model.config.get_text_config().vocab_size
+    return [[token % vocabulary for token in text] for text in CHECK_TEXTS]
+
+
+@torch.inference_mode()
+def _pack(model: PreTrainedModel, quantization: str) -> str:
+    """Arranges the weights for this machine, and tells the name of the kernel that multiplies them."""
+    linears = [module for module in model.modules() if can_pack(module)]
+    if not linears or ranks() > 1:  # a split linear is more than its product: transformers hangs a sum on it
+        return "torch" if quantization == "none" else "bitsandbytes"
+    families = siblings(model, lambda: model(torch.zeros(1, 1, dtype=torch.long), use_cache=False))
+    fuse_norms(model)
+    if quantization != "int8":
+        pack(model, exact, families)
+        return "onednn-float32" if quantization == "none" else "bitsandbytes-nf4"
+    shapes = Counter(linear.weight.shape for linear in linears if isinstance(linear, nn.Linear))
+    name = fastest(INT8_KERNELS, torch.randn(shapes.most_common(1)[0][0]))
+    pack(model, INT8_KERNELS[name], families)
+    return f"{name}-int8"
+
+
 def _warm_up(
     model: PreTrainedModel,
     tokenizer: Any,
     adapter_folders: Mapping[str, Path],
     settings: InferenceSettings,
+    *,
     make_room: MakeRoom,
+    expected: list[Tensor],
 ) -> Loaded:
-    vocabulary = model.config.get_text_config().vocab_size
-    texts = [[token % vocabulary for token in text] for text in CHECK_TEXTS]
-    with torch.inference_mode():
-        device = model.device
-        expected = [model(torch.tensor([text], device=device), use_cache=False).logits[0, -1] for text in texts]
     try:
         model.set_attn_implementation(ATTENTION)
     except ValueError as error:
         raise UnsupportedModel(
             f"Models of type '{model.config.model_type}' do not let attention be replaced."
         ) from error
-    if ranks() == 1:  # a split linear is more than its product: transformers hangs the sum over the ranks on it
-        pack(model)
     adapters = Adapters(model, adapter_folders) if adapter_folders else None
     shapes = layer_shapes(model)
     context = _context_length(model, settings)
     pool = BlockPool(least(_pool_blocks(model, shapes, context, settings, make_room)), BLOCK_SIZE)
     runner = Runner(model, shapes, adapters, blocks=pool.count, block_size=BLOCK_SIZE)
-    _check(runner, pool, texts, expected, model)
+    _check(runner, pool, expected, model, TOLERANCE_INT8 if settings.quantization == "int8" else None)
     if adapters is not None:
         adapters.check(runner.forward, pool)
     generation = model.generation_config
@@ -221,7 +238,7 @@ def _warm_up(
         tokenizer=tokenizer,
         pool=pool,
         context_length=min(context, pool.tokens),
-        vocabulary=vocabulary,
+        vocabulary=model.config.get_text_config().vocab_size,
         eos_ids=frozenset(eos_ids | {tokenizer.eos_token_id} - {None}),
         defaults=Sampling(
             temperature=_default(generation, "temperature", 1.0),
@@ -273,9 +290,12 @@ def _pool_blocks(
     return blocks
 
 
-def _check(runner: Runner, pool: BlockPool, texts: Any, expected: list[torch.Tensor], model: PreTrainedModel) -> None:
+def _check(
+    runner: Runner, pool: BlockPool, expected: list[Tensor], model: PreTrainedModel, tolerance: float | None
+) -> None:
     """Computes the texts packed: all but their ends in one step, the ends, token by token, in the next."""
-    sequences = [Sequence(list(text), len(text), 1) for text in texts]
+    tolerance = TOLERANCE.get(model.dtype, 0.1) if tolerance is None else tolerance
+    sequences = [Sequence(text, len(text), 1) for text in _check_texts(model)]
     if pool.free < sum(pool.blocks_for(len(sequence.ids)) for sequence in sequences):
         return
     for sequence in sequences:
@@ -288,7 +308,7 @@ def _check(runner: Runner, pool: BlockPool, texts: Any, expected: list[torch.Ten
         pool.give_back(sequence.blocks)
     for got, right in zip(logits.float(), expected, strict=True):
         error = ((got - right.float()).norm() / right.float().norm()).item()
-        if not error < TOLERANCE.get(model.dtype, 0.1):
+        if not error < tolerance:
             raise UnsupportedModel(
                 f"Models of type '{model.config.model_type}' compute something else in a packed batch "
                 f"(relative error {error:.2g}), so they cannot be served."

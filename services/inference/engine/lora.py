@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from services.inference.engine.blocks import BlockPool
 from services.inference.engine.errors import SourceError
-from services.inference.engine.pack import pack
+from services.inference.engine.pack import exact, pack
 from services.inference.engine.schedule import Work
 from services.inference.engine.sequence import Sequence
 
@@ -76,7 +76,7 @@ class Adapters(nn.Module):
                 (start, adapter[path]) for start, adapter in zip(starts, read.values(), strict=True) if path in adapter
             ]
             added = _joined(parts, sum(widths))
-            pack(added)
+            pack(added, exact)
             self.added.append(added)
             module.register_forward_hook(self._hook(added))
         model.add_module("forebay_adapters", self)

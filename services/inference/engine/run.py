@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from services.inference.engine.attention import Group, LayerShape, Step
+from services.inference.engine.attention import Group, LayerShape, Step, exactness
 from services.inference.engine.errors import UnsupportedModel
 from services.inference.engine.lora import Adapters
 from services.inference.engine.schedule import Work
+
+SHORT_CONTEXT = 128
+"""Tokens of context up to which all single tokens are computed together."""
 
 
 class Runner:
@@ -55,6 +58,7 @@ class Runner:
             for count, shape in zip(rows, shapes, strict=True)
         ]
         self._shapes = shapes
+        self._exactness = exactness(blocks * block_size, shapes, block_size, device)
 
     @property
     def bytes(self) -> int:
@@ -64,22 +68,28 @@ class Runner:
     @torch.inference_mode()
     def forward(self, plan: Listing[Work]) -> Tensor:
         """Computes `plan` and returns the logits, float, of each work that samples, in order: [rows, vocabulary]."""
+        grouped = self._grouped(plan)
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        sampled: list[int] = []
+        last: dict[int, int] = {}  # of each sequence, the row of its last token in the step
+        groups: list[Group] = []
         size = self._block_size
-        for work in plan:
-            sequence, start = work.sequence, work.sequence.computed
-            for position in range(start, start + work.count):
-                ids.append(sequence.ids[position])
-                positions.append(position)
-                slots.append(sequence.blocks[position // size] * size + position % size)
-            if work.samples:
-                sampled.append(len(ids) - 1)
-        step = Step(self._keys, self._values, self._shapes, self._tensor(slots), self._groups(plan), self._stride)
+        for members in grouped:
+            groups.append(self._group(members, len(ids)))
+            for work in members:
+                sequence, start = work.sequence, work.sequence.computed
+                end = start + work.count
+                ids += sequence.ids[start:end]
+                positions += range(start, end)
+                slots += [sequence.blocks[at // size] * size + at % size for at in range(start, end)]
+                last[id(sequence)] = len(ids) - 1
+        sampled = [last[id(work.sequence)] for work in plan if work.samples]
+        step = Step(
+            self._keys, self._values, self._shapes, self._tensor(slots), groups, self._stride, self._exactness.rows
+        )
         if self._adapters is not None:
-            self._adapters.begin(plan)
+            self._adapters.begin([work for members in grouped for work in members])
         # At least one row, since some models do not take an empty choice.
         output = self._model(
             input_ids=self._tensor(ids)[None],
@@ -91,26 +101,24 @@ class Runner:
         logits: Tensor = output.logits[0, : len(sampled)]
         return logits
 
-    def _groups(self, plan: Listing[Work]) -> list[Group]:
-        """Single tokens are grouped by context, so that one long context does not pad all others to its length."""
-        size = self._block_size
-        grouped: dict[tuple[int, int], list[tuple[int, Work]]] = defaultdict(list)
-        row = 0
+    @staticmethod
+    def _grouped(plan: Listing[Work]) -> list[list[Work]]:
+        """Single tokens together, by context, so that one long context does not pad all others to its length; chunks
+        of prompts each for themselves."""
+        singles: dict[int, list[Work]] = defaultdict(list)
         for work in plan:
-            pages = -(-(work.sequence.computed + work.count) // size)
-            key = (1, pages.bit_length()) if work.count == 1 else (work.count, -row)
-            grouped[key].append((row, work))
-            row += work.count
-        groups = []
-        for members in grouped.values():
-            count = members[0][1].count
-            pages = max(-(-(work.sequence.computed + count) // size) for _, work in members)
-            null = self._stride - 1
-            blocks = [(work.sequence.blocks[:pages] + [null] * pages)[:pages] for _, work in members]
-            rows = [at for start, _ in members for at in range(start, start + count)]
-            first = [work.sequence.computed for _, work in members]
-            groups.append(Group(self._tensor(rows), self._tensor(blocks), self._tensor(first), count, size))
-        return groups
+            if work.count == 1:
+                singles[max(work.sequence.computed, SHORT_CONTEXT - 1).bit_length()].append(work)
+        return [*singles.values(), *([work] for work in plan if work.count > 1)]
+
+    def _group(self, members: list[Work], start: int) -> Group:
+        size, count = self._block_size, members[0].count
+        longest = max(work.sequence.computed for work in members) + count
+        pages = self._exactness.padded(longest) // size
+        null = [self._stride - 1] * pages
+        blocks = [(work.sequence.blocks[:pages] + null)[:pages] for work in members]
+        first = [work.sequence.computed for work in members]
+        return Group(start, self._tensor(blocks), self._tensor(first), count, size)
 
     def _tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self._device)

@@ -21,6 +21,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from services.common.metrics import EngineMetrics
 from services.common.settings import InferenceSettings
 from services.inference.app import create_app
+from services.inference.engine import machine
 from services.inference.engine.energy import EnergyCounter
 from services.inference.engine.engine import Engine
 from services.inference.engine.load import load
@@ -59,6 +60,8 @@ def start_engine(tiny_folder: Path, registry: CollectorRegistry) -> Iterator[Cal
             max_batch=settings.max_batch,
             max_queue=settings.max_queue,
             step_tokens=settings.step_tokens,
+            chunk_tokens=settings.chunk_tokens,
+            prefix_cache=settings.prefix_cache,
             energy=energy,
         )
         engines.append(engine)
@@ -67,6 +70,18 @@ def start_engine(tiny_folder: Path, registry: CollectorRegistry) -> Iterator[Cal
     yield start
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def write_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Writes the files of a container's limits, by name with an underscore for the dot."""
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+
+    def write(**files: str) -> None:
+        for name, text in files.items():
+            (tmp_path / name.replace("_", ".", 1)).write_text(text)
+
+    return write
 
 
 @pytest.fixture(scope="module")

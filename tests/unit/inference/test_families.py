@@ -30,7 +30,7 @@ def greedy(loaded: Loaded, prompts: list[list[int]], *, step_tokens: int = 512) 
     while scheduler.busy:
         plan = scheduler.plan()
         rows = [work.sequence for work in plan if work.samples]
-        tokens = sample(loaded.runner.forward(plan), [one.sampling for one in rows], [one.generated for one in rows])
+        tokens = [draw.token for draw in sample(loaded.runner.forward(plan), rows)]
         scheduler.commit(plan, tokens)
         for one in rows:
             if one.generated == ANSWER:
