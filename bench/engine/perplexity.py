@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.engine.contenders import Model
+from bench.engine.contenders.forebay import pod_settings
 from bench.engine.worker import answer
 
 TEXT = Path(__file__).with_name("declaration.txt")
@@ -22,15 +23,14 @@ def measure(model: Model, **options: Any) -> dict[str, Any]:
     Args:
         options: settings of the pod, such as quantization.
     """
-    # First, as in a pod: it says how torch's threads wait, which torch reads when it comes.
-    import services.inference.gunicorn_conf  # noqa: F401, PLC0415, I001
+    settings = pod_settings(**options)
     import torch  # noqa: PLC0415
-    from services.common.settings import InferenceSettings  # noqa: PLC0415
+
     from services.inference.engine.load import load  # noqa: PLC0415
     from services.inference.engine.schedule import Work  # noqa: PLC0415
     from services.inference.engine.sequence import Sequence  # noqa: PLC0415
 
-    loaded = load(str(model.folder), InferenceSettings(**options))
+    loaded = load(str(model.folder), settings)
     ids = loaded.tokenizer(TEXT.read_text(), add_special_tokens=False).input_ids
     windows = [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
     sequences = [Sequence([], 0, WINDOW, blocks=loaded.pool.take(loaded.pool.blocks_for(WINDOW))) for _ in windows]
