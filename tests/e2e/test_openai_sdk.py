@@ -46,7 +46,10 @@ class TestSdk:
         pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
         assert "".join(pieces) == whole.choices[0].message.content
         assert len([piece for piece in pieces if piece]) > 5, "token by token, not all at once"
-        assert chunks[-1].usage == whole.usage
+        assert chunks[-1].usage is not None
+        assert whole.usage is not None
+        assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
+        assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
     def test_a_completion_is_answered(self, sdk: openai.OpenAI, stack: Stack) -> None:
         answer = sdk.completions.create(
@@ -54,6 +57,21 @@ class TestSdk:
         )
         assert "Paris" in answer.choices[0].text
         assert answer.choices[0].finish_reason == "length"
+
+    def test_several_choices_come_with_log_probabilities(self, sdk: openai.OpenAI, stack: Stack) -> None:
+        answer = sdk.chat.completions.create(
+            model=stack.model, messages=QUESTION, max_tokens=8, seed=1, n=2, logprobs=True, top_logprobs=3
+        )
+        assert [choice.index for choice in answer.choices] == [0, 1]
+        for choice in answer.choices:
+            assert choice.logprobs is not None
+            assert choice.logprobs.content is not None
+            assert all(len(entry.top_logprobs) == 3 and entry.logprob <= 0 for entry in choice.logprobs.content)
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        assert answer.usage.completion_tokens == sum(
+            len(choice.logprobs.content) for choice in answer.choices if choice.logprobs and choice.logprobs.content
+        )
 
     def test_the_models_are_listed_and_found(self, sdk: openai.OpenAI, stack: Stack) -> None:
         assert [model.id for model in sdk.models.list()] == [stack.model]
@@ -110,7 +128,7 @@ class TestSdkErrors:
         [
             ({"max_tokens": -1}, "invalid_request"),
             ({"messages": [{"role": "user", "content": "river " * 20_000}]}, "context_length_exceeded"),
-            ({"logprobs": True}, "unsupported_parameter"),
+            ({"modalities": ["text", "audio"]}, "unsupported_parameter"),
         ],
         ids=["negative max_tokens", "too long", "unsupported"],
     )
