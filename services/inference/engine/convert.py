@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from gguf import GGUFReader
@@ -16,10 +18,13 @@ BYTES_PER_WEIGHT = 4
 SPARE_BYTES = 64 << 20
 
 
-def convert(file: Path, folder: Path) -> None:
+def convert(file: Path, folder: Path, sampling: Mapping[str, Any] | None = None) -> None:
     """Unpacks a GGUF file into `folder`, which is made: weights in float32, tokenizer, chat template and config.
 
     float32, since it holds every value that a quantised block can stand for exactly.
+
+    Args:
+        sampling: what the model's makers advise, in the words of transformers' generation config.
 
     Raises:
         SourceError: it is not GGUF, its architecture is not one that transformers reads, or there is too little disk.
@@ -46,5 +51,6 @@ def convert(file: Path, folder: Path) -> None:
     # What is saved is no longer quantised; with these left in, it would be taken for GGUF when it is loaded.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None  # type: ignore[assignment]
+    model.generation_config.update(**(sampling or {}))  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

