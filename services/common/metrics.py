@@ -63,7 +63,13 @@ class GatewayMetrics:
         )
         self.retries = Counter(
             "forebay_gateway_upstream_retries_total",
-            "Requests sent to another pod because the first could not be reached.",
+            "Requests sent to another pod because one could not be reached, was full or was lost.",
+            ["model"],
+            registry=registry,
+        )
+        self.resumes = Counter(
+            "forebay_gateway_streams_resumed_total",
+            "Streams that went on at another pod after theirs was lost in mid-answer.",
             ["model"],
             registry=registry,
         )

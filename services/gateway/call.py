@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
 
+from services.common.errors import DeadlineExceeded
 from services.common.sse import Event
 from services.common.wire import FinishReason, GenerationRequest, Kind, Usage
 
@@ -50,6 +52,10 @@ class Call:
         """Seconds left until the deadline."""
         return self.deadline - time.monotonic()
 
+    def too_late(self) -> DeadlineExceeded:
+        """What the call ends with once its deadline has passed."""
+        return DeadlineExceeded(f"The request took longer than {self.timeout:g} s.")
+
 
 @dataclass
 class Spent:
@@ -57,11 +63,16 @@ class Spent:
 
     upstream: str | None = None
     retries: int = 0
+    """How often it was sent to another pod."""
+    resumes: int = 0
+    """How often a stream went on at another pod in mid-answer."""
     usage: Usage | None = None
     """The pod's own final count; None when the answer did not reach its end."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    """Running counts of a stream, from the pod's notes."""
+    """Running counts of a stream, from the pod's notes. Every prompt has tokens: 0 is a pod that sends no notes."""
+    token_ids: array[int] = field(default_factory=lambda: array("i"))
+    """The tokens of the chunks that went on to the client, from the pod's notes. Packed: every open stream has one."""
     first_token_at: float | None = None
     outcome: str | None = None
     text: list[str] = field(default_factory=list)

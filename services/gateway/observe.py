@@ -12,13 +12,30 @@ from typing import Any
 from services.common.sse import Event
 from services.common.wire import Usage
 from services.gateway.call import Call, Spent
+from services.gateway.upstreams.exchange import Broken
+
+THE_PODS_OWN = (b'"code":"upstream_unavailable"', b'"code":"out_of_memory"')
+"""Errors of a stream that lie with its pod, which shuts down or is short of memory, so that another pod can go on."""
+
+
+class GivenUp(Broken):
+    """The pod ended the stream with an error of its own."""
+
+    def __init__(self, event: Event) -> None:
+        super().__init__("it gave the stream up")
+        self.event = event
 
 
 def observe(event: Event, call: Call, spent: Spent) -> bool:
-    """Writes down what `event` says of the call; returns whether it goes on to the client."""
-    if event.note is not None:
-        spent.prompt_tokens = event.note.get("prompt_tokens", spent.prompt_tokens)
-        spent.completion_tokens = event.note.get("completion_tokens", spent.completion_tokens)
+    """Writes down what `event` says of the call; returns whether it goes on to the client.
+
+    Raises:
+        GivenUp: it is an error that another pod need not have.
+    """
+    note = event.note
+    if note is not None:
+        spent.prompt_tokens = note.get("prompt_tokens", spent.prompt_tokens)
+        spent.completion_tokens = note.get("completion_tokens", spent.completion_tokens)
     data = event.data
     if data is None:
         return False
@@ -28,9 +45,13 @@ def observe(event: Event, call: Call, spent: Spent) -> bool:
         spent.usage = usage_of(data)
         return call.request.wants_usage
     elif data.startswith(b'{"error"'):
+        if any(code in data for code in THE_PODS_OWN):
+            raise GivenUp(event)
         spent.outcome = "timeout" if b'"deadline_exceeded"' in data else "upstream_error"
     else:
-        if spent.first_token_at is None and (event.note is None or spent.completion_tokens):
+        if note is not None:
+            spent.token_ids.extend(note.get("token_ids", ()))
+        if spent.first_token_at is None and (note is None or spent.completion_tokens):
             spent.first_token_at = time.monotonic()
         if call.request.deterministic and call.use_cache:
             _keep_text(data, spent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from services.common.errors import BUSY, ApiError, DeadlineExceeded, RelayedError
+from services.common.errors import BUSY, ApiError, ClientGone, DeadlineExceeded, RelayedError
 from services.gateway.admit import Admission
 from services.gateway.call import Call, Spent
 from services.gateway.parts import Gateway
@@ -44,12 +44,15 @@ def settle(
         completion_tokens=tokens.completion_tokens,
         upstream=spent.upstream,
         retries=spent.retries,
+        resumes=spent.resumes,
     )
 
 
 def _outcome_of(error: BaseException | None) -> str:
     if error is None:
         return "ok"
+    if isinstance(error, ClientGone):
+        return "client_gone"
     if isinstance(error, DeadlineExceeded):
         return "timeout"
     if isinstance(error, RelayedError) and error.status in BUSY:

@@ -112,6 +112,8 @@ class Exchange:
     ) -> HTTPResponse:
         self._connection = connection
         try:
+            if self.aborted:  # while the connection was being made
+                raise ConnectionAbortedError
             self._limit_wait()
             connection.request(method, self._pool.prefix + path, body=body, headers=dict(headers))
             self._response = connection.getresponse()

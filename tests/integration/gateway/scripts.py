@@ -28,15 +28,20 @@ def hello(handler: Handler, body: dict[str, Any]) -> None:
 def hello_stream(answer: Answer) -> list[bytes]:
     """The stream of `hello`, block by block."""
     first = answer.first()
-    opening = [sse.note({"prompt_tokens": 5, "completion_tokens": 0}) + sse.event(first)] if first else []
+    opening = [noted(0, [], first)] if first else []
     return [
         *opening,
-        sse.note({"prompt_tokens": 5, "completion_tokens": 1, "token_ids": [1]}) + sse.event(answer.delta("Hel")),
-        sse.note({"prompt_tokens": 5, "completion_tokens": 2, "token_ids": [2]}) + sse.event(answer.delta("lo")),
-        sse.event(answer.last("stop")),
-        sse.event(answer.usage(Usage(5, 2))),
+        noted(1, [1], answer.delta("Hel")),
+        noted(2, [2], answer.delta("lo")),
+        noted(2, [], answer.last("stop")),
+        noted(2, [], answer.usage(Usage(5, 2))),
         sse.DONE,
     ]
+
+
+def noted(count: int, ids: list[int], body: dict[str, Any]) -> bytes:
+    """A block with a pod's note: so many tokens so far, of a prompt of five, and these with this chunk."""
+    return sse.note({"completion_tokens": count, "token_ids": ids, "prompt_tokens": 5}) + sse.event(body)
 
 
 def refuse(status: int, code: str, headers: dict[str, str] | None = None) -> Any:

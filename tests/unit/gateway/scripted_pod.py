@@ -20,6 +20,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     script: Script
+    owner: str
 
     def setup(self) -> None:
         super().setup()
@@ -33,7 +34,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/readyz":
             self.answer(200, {"status": "ready"})
         else:
-            self.answer(200, {"object": "list", "data": [{"id": "m", "object": "model"}]})
+            row = {"id": "m", "object": "model", "owned_by": self.owner}
+            self.answer(200, {"object": "list", "data": [row]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -70,9 +72,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def scripted_pod(script: Script) -> Iterator[str]:
-    """The base URL of a running pod that answers every POST by `script(handler, body)`."""
-    handler = type("Scripted", (Handler,), {"script": staticmethod(script)})
+def scripted_pod(script: Script, owner: str = "forebay") -> Iterator[str]:
+    """The base URL of a running pod that answers every POST by `script(handler, body)`; `owner` as its models name it,
+    by which the gateway tells our engine from others."""
+    handler = type("Scripted", (Handler,), {"script": staticmethod(script), "owner": owner})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     server.connections = set()  # type: ignore[attr-defined]
