@@ -106,6 +106,8 @@ def load(
     folder = resolve(source, settings.home, bundled=settings.bundled_model, offline=settings.hub_offline)
     if adapters and ranks() > 1:
         raise UnsupportedModel("A model that is split over several ranks has no adapters.")
+    if settings.quantization != "none" and ranks() > 1:
+        raise UnsupportedModel("A model that is split over several ranks is not quantised.")
     adapter_folders = {
         name: resolve_adapter(where, offline=settings.hub_offline) for name, where in (adapters or {}).items()
     }
@@ -145,8 +147,6 @@ def _map_weights(folder: Path, device: torch.device, quantization: str) -> PreTr
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     more = placement(folder, device)
     if (config := _bitsandbytes(device, quantization)) is not None:
-        if ranks() > 1:
-            raise UnsupportedModel("A model that is split over several ranks is not quantised.")
         more["quantization_config"] = config
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -195,7 +195,7 @@ def _pack(model: PreTrainedModel, quantization: str) -> str:
     """Arranges the weights for this machine, and tells the name of the kernel that multiplies them."""
     linears = [module for module in model.modules() if can_pack(module)]
     if not linears or ranks() > 1:  # a split linear is more than its product: transformers hangs a sum on it
-        return "torch" if quantization == "none" else "bitsandbytes"
+        return "torch" if quantization == "none" else f"bitsandbytes-{quantization}"
     families = siblings(model, lambda: model(torch.zeros(1, 1, dtype=torch.long), use_cache=False))
     fuse_norms(model)
     if quantization != "int8":

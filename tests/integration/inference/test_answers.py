@@ -20,6 +20,15 @@ def test_a_question_is_answered_to_its_end(pod: Pod) -> None:
     assert "<|im_end|>" not in answer.text
 
 
+def test_a_request_that_says_nothing_is_drawn_as_the_models_makers_advise(pod: Pod) -> None:
+    def drawn(**sampling: float) -> str:
+        body = chat("Write a sentence about rivers.", max_tokens=24, seed=1) | {"temperature": None}
+        return pod.post(CHAT, body | sampling).text
+
+    assert drawn() == drawn(temperature=0.2, top_p=0.9)
+    assert drawn() != drawn(temperature=1.0)
+
+
 def test_usage_counts_prompt_and_answer(pod: Pod, tokenizer: Any) -> None:
     usage = pod.post(COMPLETIONS, completion("One two three", max_tokens=7)).body["usage"]
     prompt = len(tokenizer("One two three").input_ids)

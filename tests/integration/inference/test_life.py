@@ -65,11 +65,11 @@ def await_metric(pod: Pod, name: str, value: float) -> None:
 
 def test_a_pod_is_alive_at_once_and_ready_after_its_phases(narrow_pod: Pod) -> None:
     phases = [said["phase"] for said in narrow_pod.readiness if said["status"] == "loading"]
-    assert phases == sorted(set(phases), key=["resolve", "load", "warm-up"].index)
+    assert phases == sorted(set(phases), key=["resolve", "map", "pack", "warm-up"].index)
     assert narrow_pod.readiness[0]["status"] == "loading"
     assert narrow_pod.readiness[-1] == {"status": "ready", "models": [MODEL]}
     assert narrow_pod.get("/healthz").status == 200
-    assert narrow_pod.metric("forebay_engine_load_seconds", phase="load") > 0
+    assert narrow_pod.metric("forebay_engine_load_seconds", phase="map") > 0
 
 
 @pytest.mark.parametrize("leave", [close_stream, close_while_it_computes, reset_while_it_computes])

@@ -43,3 +43,10 @@ def test_a_model_whose_heads_cannot_be_dealt_out_is_refused(tiny_folder: Path, o
 def test_a_split_model_has_no_adapters(tiny_folder: Path, of_ranks: pytest.MonkeyPatch) -> None:
     with pytest.raises(SourceError, match="split over several ranks has no adapters"):
         load(str(tiny_folder), InferenceSettings(device="cpu"), adapters={"one": "/x"})
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_split_model_is_not_quantised(tiny_folder: Path, of_ranks: pytest.MonkeyPatch, quantization: str) -> None:
+    settings = InferenceSettings.model_validate({"device": "cpu", "quantization": quantization})
+    with pytest.raises(SourceError, match="split over several ranks is not quantised"):
+        load(str(tiny_folder), settings)
