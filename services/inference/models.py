@@ -224,7 +224,8 @@ class Models:
         loaded = load.load(slot.source, settings, adapters=slot.adapters, phase=phase, make_room=make_room)
         for step, seconds in loaded.seconds.items():
             self._metrics.load_time.labels(name, step).set(seconds)
-        log.info("model ready", extra={"model": name, "seconds": round(sum(loaded.seconds.values()), 2)})
+        total = round(sum(loaded.seconds.values()), 2)
+        log.info("model ready", extra={"model": name, "kernel": loaded.kernel, "seconds": total})
         engine = Engine(
             name,
             loaded,
