@@ -42,6 +42,8 @@ def draw(_model: Model, *, rates: dict[str, dict[str, float]], rows: list[dict[s
     right.invert_yaxis()
     right.set_xlabel("measured / goal")
     right.tick_params(labelsize=8)
+    for axes in (left, right):
+        axes.margins(x=0.15)  # for what stands at the bars' ends
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     return {"path": path}
