@@ -24,7 +24,7 @@ log = logging.getLogger("forebay.parallel")
 def main() -> int:
     """The process of this rank. Returns the exit code of one that follows."""
     # Before torch is loaded. The ranks of a pod are on one host, so nobody else needs to reach them.
-    defaults = {"OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    defaults = {"GOMP_SPINCOUNT": "2000", "GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     os.environ |= defaults | os.environ
     if rank() == 0:
         gunicorn = [sys.executable, "-m", "gunicorn", "-c", "python:services.inference.gunicorn_conf"]

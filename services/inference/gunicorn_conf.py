@@ -16,10 +16,12 @@ from services.common.telemetry import configure_logging
 from services.inference.engine.ranks import ranks
 from services.web import serve
 
-# torch's threads wait for each other several hundred times a step. By default they spin meanwhile, and when anything
-# else wants a core, the one that is waited for does not get it: a step then takes several times as long. Must be set
-# before torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# torch's threads wait for each other several hundred times a step. If they slept at once, waking them would take longer
+# than the work; if they spun for as long as they do by default, then whatever else wants a core would keep it from the
+# one that is waited for. A few microseconds have most of the gain and little of the harm (docs/performance.md). Must be
+# set before torch is loaded.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 settings = InferenceSettings()
 serve.prepare_metrics_folder()

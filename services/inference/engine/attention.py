@@ -115,7 +115,8 @@ class Group:
     """Sequences that one attention call computes: all with `queries` tokens in the step and one length of context.
 
     start: where their tokens begin in the packed row, one sequence after the other. blocks: [sequences, pages], padded
-    with the null block. first: position of each sequence's first token in the step, [sequences].
+    with the null block. first: position of each sequence's first token in the step, [sequences]. clear: keys, from the
+    first on, that every query may see, unless there is a window.
     """
 
     start: int
@@ -123,6 +124,7 @@ class Group:
     first: Tensor
     queries: int
     block_size: int
+    clear: int
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
     _pages: dict[int, Tensor] = field(default_factory=dict)
 
@@ -132,10 +134,11 @@ class Group:
         return len(self.first) * self.queries
 
     def hidden(self, window: int | None) -> Tensor:
-        """What each query may not see, [sequences, queries, context], true where hidden: the future, the padding, and
-        what lies `window` or more tokens back."""
+        """What each query may not see, [sequences, queries, keys], true where hidden: the future, the padding, and what
+        lies `window` or more tokens back. Of the last keys only, where all before them are clear."""
         if window not in self._masks:
-            keys = torch.arange(self.blocks.shape[1] * self.block_size, device=self.first.device)
+            clear = self.clear if window is None else 0
+            keys = torch.arange(clear, self.blocks.shape[1] * self.block_size, device=self.first.device)
             positions = (self.first[:, None] + torch.arange(self.queries, device=self.first.device))[:, :, None]
             hidden = keys > positions
             if window is not None:
@@ -252,7 +255,7 @@ def _dense(
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """The same, step by step, with at least `rows` rows in each product."""
+    """The same, step by step, with at least `rows` rows in each product. `hidden` may be of the last keys only."""
     sequences, count, heads, members, dim = queries.shape
     filled = max(members, -(-rows // count))
     # The members of a head are rows of one product, and so are a sequence's queries. What fills up is never looked at.
@@ -262,7 +265,7 @@ def _dense(
     scores = scores.view(sequences, heads, count, filled, -1)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill_(hidden[:, None, :, None], -torch.inf)
+    scores[..., -hidden.shape[-1] :].masked_fill_(hidden[:, None, :, None], -torch.inf)
     if sinks is not None:
         sink = functional.pad(sinks.to(scores.dtype).view(heads, 1, members, 1), (0, 0, 0, filled - members))
         scores = torch.cat([scores, sink.expand(*scores.shape[:-1], 1)], -1)

@@ -118,7 +118,9 @@ class Runner:
         null = [self._stride - 1] * pages
         blocks = [(work.sequence.blocks[:pages] + null)[:pages] for work in members]
         first = [work.sequence.computed for work in members]
-        return Group(start, self._tensor(blocks), self._tensor(first), count, size)
+        # One key at least is left to be masked, and the kernel of GPUs takes a mask of all.
+        clear = min(*first, pages * size - 1) if self._device.type == "cpu" else 0
+        return Group(start, self._tensor(blocks), self._tensor(first), count, size, clear)
 
     def _tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self._device)
