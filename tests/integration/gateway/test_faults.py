@@ -110,6 +110,39 @@ class TestPods:
             tokens = gateway.metric("gen_ai_client_token_usage_total", model="m", token_type="output")
             assert tokens == 1, "what was generated before the loss is counted"
 
+    def test_a_stream_goes_on_at_another_pod_and_counts_once(self, start_gateway: StartGateway) -> None:
+        """Whichever pod is asked first is lost after the first token; the other one is told which that was."""
+        resumed: list[list[int]] = []
+
+        def script(handler: Handler, body: dict[str, Any]) -> None:
+            if "resume_token_ids" not in body:
+                break_in_stream(handler, body)
+                return
+            resumed.append(body["resume_token_ids"])
+            handler.start_stream()
+            for block in hello_stream(Answer.new("chat", body["model"]))[2:]:
+                handler.send_piece(block)
+            handler.end_stream()
+
+        with scripted_pod(script) as first, scripted_pod(script) as second:
+            gateway = start_gateway(first, second)
+            until(lambda: gateway.metric("forebay_gateway_upstreams_ready", model="m") == 2)
+            answer = chat(gateway, stream=True, temperature=0)
+            chunks = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n")[:-2]]
+            assert answer.text.endswith("data: [DONE]\n\n")
+            assert [chunk["choices"][0]["delta"].get("content") for chunk in chunks] == ["", "Hel", "lo", None]
+            assert len({chunk["id"] for chunk in chunks}) == 1
+            assert resumed == [[1]]
+            until(lambda: outcome(gateway, "ok") == 1)
+            assert gateway.metric("forebay_gateway_streams_resumed_total", model="m") == 1
+            assert gateway.metric("gen_ai_client_token_usage_total", model="m", token_type="output") == 2
+            assert gateway.metric("forebay_gateway_streams_open") == 0
+            (line,) = [json.loads(line) for line in gateway.log.read_text().splitlines() if '"resumes"' in line]
+            assert (line["resumes"], line["outcome"], line["completion_tokens"]) == (1, "ok", 2)
+            again = chat(gateway, temperature=0)
+            assert again.headers["x-forebay-cache"] == "hit"
+            assert again.json()["choices"][0]["message"]["content"] == "Hello"
+
 
 class TestTime:
     def test_a_pod_that_does_not_answer_in_time_is_504(self, start_gateway: StartGateway) -> None:
@@ -188,6 +221,32 @@ class TestHangUps:
             assert closed.wait(30)
             until(lambda: outcome(gateway, "client_gone") == 1)
             assert gateway.metric("gen_ai_client_token_usage_total", model="m", token_type="output") == 2
+            assert gateway.metric("forebay_gateway_streams_open") == 0
+            assert "Traceback" not in gateway.log.read_text()
+
+    def test_a_client_that_leaves_while_another_pod_takes_over_closes_that_ones_connection(
+        self, start_gateway: StartGateway
+    ) -> None:
+        reached, closed = threading.Event(), threading.Event()
+
+        def script(handler: Handler, body: dict[str, Any]) -> None:
+            if "resume_token_ids" not in body:
+                break_in_stream(handler, body)
+                return
+            reached.set()
+            handler.connection.settimeout(30)
+            if handler.connection.recv(1) == b"":
+                closed.set()
+            handler.break_off()
+
+        with scripted_pod(script) as first, scripted_pod(script) as second:
+            gateway = start_gateway(first, second)
+            until(lambda: gateway.metric("forebay_gateway_upstreams_ready", model="m") == 2)
+            with raw_request(gateway, {**CHAT, "stream": True}):
+                assert reached.wait(30)
+            assert closed.wait(30)
+            until(lambda: outcome(gateway, "client_gone") == 1)
+            assert gateway.metric("gen_ai_client_token_usage_total", model="m", token_type="output") == 1
             assert gateway.metric("forebay_gateway_streams_open") == 0
             assert "Traceback" not in gateway.log.read_text()
 

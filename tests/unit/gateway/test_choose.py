@@ -29,6 +29,15 @@ def test_a_pod_that_was_tried_is_not_taken_again() -> None:
     assert choose([first], "m", tried=[first]) is None
 
 
+def test_an_answer_is_resumed_only_where_the_engine_is_known_to_do_so() -> None:
+    ours, other = pod("ours", inflight=5), pod("other")
+    ours.models["m"] = {"owned_by": "forebay"}
+    other.models["m"] = {"owned_by": "vllm"}
+    assert choose([ours, other], "m") is other
+    assert choose([ours, other], "m", resuming=True) is ours
+    assert choose([other], "m", resuming=True) is None
+
+
 def test_equals_share_the_requests() -> None:
     pods = [pod("a"), pod("b"), pod("c")]
     rng = random.Random(0)

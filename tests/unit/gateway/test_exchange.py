@@ -114,6 +114,23 @@ def test_abort_ends_a_read_that_waits() -> None:
         release.set()
 
 
+def test_abort_while_the_connection_is_made_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[object] = []
+    with scripted_pod(lambda _handler, body: got.append(body)) as url, closing(Pool(url)) as pool:
+        exchange = Exchange(pool, time.monotonic() + 30)
+        connect = pool.open
+
+        def leave() -> Any:
+            exchange.abort()
+            return connect()
+
+        monkeypatch.setattr(pool, "open", leave)
+        with pytest.raises(Broken):
+            exchange.send("POST", "/x", {}, b"{}")
+        exchange.close()
+    assert got == []
+
+
 def test_a_deadline_that_has_passed_is_a_timeout() -> None:
     with scripted_pod(lambda handler, _: handler.answer(200, b"late")) as url, pytest.raises(TimeoutError):
         post(Pool(url), seconds=-10)
