@@ -83,6 +83,8 @@ def _value(field: FieldInfo) -> str:
     if is_secret(field):
         return "secret"
     options = [option for option in typing.get_args(field.annotation) if option is not types.NoneType]
+    if typing.get_origin(field.annotation) is typing.Literal:
+        return ", ".join(f"`{option}`" for option in options)
     kind = options[0] if len(options) == 1 else typing.get_origin(field.annotation) or field.annotation
     names = {
         bool: "`true` or `false`",

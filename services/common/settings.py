@@ -161,8 +161,9 @@ class InferenceSettings(CommonSettings):
     device: str = Field("auto", description="`auto`, `cpu`, `cuda` or `cuda:N`.")
     quantization: Literal["none", "int8", "nf4"] = Field(
         "none",
-        description="`none` computes exactly (float32 on CPU, bfloat16 on GPUs); `int8` takes a quarter of the memory "
-        "and a third of the time on CPU; `nf4`, by bitsandbytes, an eighth of the memory, slowly on CPU.",
+        description="How linears are kept: `none` exactly (float32 on CPU, bfloat16 on GPUs), `int8` in 8 bits, which "
+        "on CPU is faster too, `nf4` in 4 bits, by bitsandbytes. The last two cost some accuracy and are refused for a "
+        "model that is split over several GPUs.",
     )
     context_length: int | None = Field(None, gt=0, description="Longest prompt plus answer; else the model's own.")
     max_batch: int = Field(32, ge=1, description="Requests in the running batch.")

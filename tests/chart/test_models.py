@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from services.common.settings import InferenceSettings
 from services.inference.catalogue import NAME, Adapter, parse_adapters, parse_catalogue
 from tests.chart.rendering import MODEL, PRESETS, Manifest, containers, model, render
 
@@ -86,6 +87,13 @@ def test_downloads_lie_on_a_claim_or_in_a_folder_that_fits() -> None:
     assert state["persistentVolumeClaim"]["claimName"] == "outside-cache"
     assert volumes(render(values=model()).pod(MODEL))["state"]["emptyDir"] == {}
     assert volumes(render(values=model(weightsGiB=8.5)).pod(MODEL))["state"]["emptyDir"] == {"sizeLimit": "19Gi"}
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_the_engine_is_told_how_to_quantise_in_the_words_it_reads(quantization: str) -> None:
+    told = environment(quantization=quantization)["FOREBAY_QUANTIZATION"]
+    assert InferenceSettings.model_validate({"quantization": told}).quantization == quantization
+    assert "FOREBAY_QUANTIZATION" not in environment()
 
 
 def test_environment_of_ones_own_wins() -> None:

@@ -62,6 +62,22 @@ def test_a_typing_error_is_refused_by_its_name(values: dict[str, Any], says: str
             ),
             "models.demo has adapters and is shared by several GPUs",
         ),
+        (
+            model(quantization="fp8"),
+            'quantization is "fp8", which the transformers engine does not know. Write none, int8',
+        ),
+        (
+            model(
+                profile="nvidia-gpu",
+                resources={"limits": {"nvidia.com/gpu": 2}},
+                quantization="nf4",
+            ),
+            "models.demo.quantization is nf4 and the model is shared by several GPUs",
+        ),
+        (
+            model(**VLLM, quantization="nf4"),
+            "quantization is nf4, which is of the transformers engine. Write what vLLM",
+        ),
         (model(**VLLM, vllm={"image": {"tag": "latest"}}), "models.demo.vllm.image.tag is latest"),
         (
             {

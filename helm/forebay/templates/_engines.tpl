@@ -15,6 +15,7 @@
   "HF_HOME" "/var/lib/forebay/hub"
 -}}
 {{- if $model.contextLength }}{{ $_ := set $env "FOREBAY_CONTEXT_LENGTH" (int $model.contextLength | toString) }}{{ end -}}
+{{- if ne $model.quantization "none" }}{{ $_ := set $env "FOREBAY_QUANTIZATION" $model.quantization }}{{ end -}}
 {{- if $model.hub.offline }}{{ $_ := set $env "FOREBAY_HUB_OFFLINE" "true" }}{{ $_ := set $env "HF_HUB_OFFLINE" "1" }}{{ end -}}
 {{- if $model.hub.existingSecret }}{{ $_ := set $env "HF_TOKEN_PATH" "/run/secrets/hub/token" }}{{ end -}}
 {{- if $model.adapters -}}

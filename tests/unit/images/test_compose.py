@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from services.common.settings import InferenceSettings
+
 ROOT = Path(__file__).parents[3]
 FOLDER = "${COMPOSE_SECRETS:-./.forebay/compose-secrets}/"
 
@@ -53,6 +55,15 @@ def test_only_the_gateway_is_published_and_grafana_to_this_machine(compose: dict
     assert published.keys() == {"gateway", "grafana"}
     assert published["gateway"] == ["${FOREBAY_PUBLISH:-127.0.0.1:8080}:8080"]
     assert published["grafana"][0].startswith("127.0.0.1:")
+
+
+def test_a_pod_is_told_settings_that_exist_with_the_defaults_that_they_have(compose: dict[str, Any]) -> None:
+    told = compose["services"]["inference"]["environment"]
+    for variable, value in told.items():
+        field = InferenceSettings.model_fields[variable.removeprefix("FOREBAY_").lower()]
+        default = re.fullmatch(rf"\$\{{{variable}:-(.*)\}}", value)
+        assert default is not None, variable
+        assert default[1] in ("", field.default), variable
 
 
 def test_every_service_is_confined(compose: dict[str, Any]) -> None:
