@@ -16,8 +16,9 @@ from torch.nn import functional
 from services.inference.engine.pack import can_pack
 
 
-def siblings(model: nn.Module, run: Callable[[], object]) -> list[list[nn.Module]]:
-    """The linears that read the very same tensor one after the other, in the order in which they do.
+def siblings(model: nn.Module, run: Callable[[], object]) -> tuple[list[list[nn.Module]], dict[nn.Module, Tensor]]:
+    """The linears that read the very same tensor one after the other, in the order in which they do; and for every
+    linear that was called, the largest absolute values at its inputs, [in].
 
     Args:
         run: runs the model on something.
@@ -39,7 +40,12 @@ def siblings(model: nn.Module, run: Callable[[], object]) -> list[list[nn.Module
         last = values
     seen = [linear for family in families for linear in family]
     # A linear called twice, as in layers that share weights, belongs to no one family.
-    return [family for family in families if len(family) > 1 and all(seen.count(linear) == 1 for linear in family)]
+    found = [family for family in families if len(family) > 1 and all(seen.count(linear) == 1 for linear in family)]
+    loudest: dict[nn.Module, Tensor] = {}
+    for values, linear in calls:
+        loud = values.abs().reshape(-1, values.shape[-1]).amax(0)
+        loudest[linear] = torch.maximum(loud, loudest.get(linear, loud))
+    return found, loudest
 
 
 class FusedRMSNorm(nn.Module):

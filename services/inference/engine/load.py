@@ -1,9 +1,4 @@
-"""A model in memory, ready to generate: device, number format, weights, KV memory, and a proof that it computes right.
-
-Any causal language model that transformers loads and whose attention it lets us replace will do. Rather than keeping a
-list of those, `load` runs two short texts through the model as transformers has it, and packed in one row through the
-runner, and refuses the model when they differ.
-"""
+"""A model in memory, ready to generate: device, number format, weights, KV memory."""
 
 from __future__ import annotations
 
@@ -16,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 from transformers.utils import logging
 
 from services.common.settings import InferenceSettings
 from services.inference.engine.attention import ATTENTION, LayerShape
 from services.inference.engine.blocks import BlockPool
+from services.inference.engine.check import SAMPLE, check, expectation
 from services.inference.engine.errors import SourceError, UnsupportedModel
 from services.inference.engine.fuse import fuse_norms, siblings
 from services.inference.engine.lora import Adapters
@@ -40,14 +36,6 @@ USUAL_CONTEXT = 2048
 """Tokens of a request that the KV memory is sized for, where the model could take more."""
 MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.9}
 """Part of the free memory that the KV memory may take: a laptop does other things too, a GPU does not."""
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Relative error of logits up to which two ways of computing them count as the same."""
-TOLERANCE_QUANTIZED = 0.3
-"""The same with quantised weights, whose kernels round what they multiply, to integers or bfloat16: there the last bit
-may tip a value to the next step, of a hundred or two, and so it goes on from layer to layer."""
-
-CHECK_TEXTS = ([7, 3, 11, 5, 2, 13, 1, 4, 9, 6] * 2, [5, 8, 1, 12, 3, 10, 7])
-"""Token ids that every vocabulary has: one text longer than a block, one shorter."""
 
 Phase = Callable[[str], None]
 MakeRoom = Callable[[int], int]
@@ -120,13 +108,10 @@ def load(
     tokenizer = _load_tokenizer(folder)
     timed("map")
     phase("pack")
-    expected = _expected(model)
-    kernel = _pack(model, settings.quantization)
-    if settings.quantization == "int8":  # rounding is no error: what is left to check is the packed batch
-        expected = _expected(model)
+    kernel, shapes = _pack(model, tokenizer, settings.quantization)
     timed("pack")
     phase("warm-up")
-    loaded = _warm_up(model, tokenizer, adapter_folders, settings, make_room=make_room, expected=expected)
+    loaded = _warm_up(model, shapes, tokenizer, adapter_folders, settings=settings, make_room=make_room)
     timed("warm-up")
     loaded.kernel, loaded.quantization, loaded.seconds = kernel, settings.quantization, seconds
     return loaded
@@ -178,56 +163,57 @@ def _load_tokenizer(folder: Path) -> Any:
         raise SourceError(f"transformers cannot load the tokenizer in {folder}: {error}") from error
 
 
-def _expected(model: PreTrainedModel) -> list[Tensor]:
-    """The logits after each of the texts, [vocabulary], by the model as transformers has it."""
-    with torch.inference_mode():
-        texts = _check_texts(model)
-        return [model(torch.tensor([text], device=model.device), use_cache=False).logits[0, -1] for text in texts]
-
-
-def _check_texts(model: PreTrainedModel) -> list[list[int]]:
-    vocabulary = model.config.get_text_config().vocab_size
-    return [[token % vocabulary for token in text] for text in CHECK_TEXTS]
-
-
 @torch.inference_mode()
-def _pack(model: PreTrainedModel, quantization: str) -> str:
-    """Arranges the weights for this machine, and tells the name of the kernel that multiplies them."""
-    linears = [module for module in model.modules() if can_pack(module)]
-    if not linears or ranks() > 1:  # a split linear is more than its product: transformers hangs a sum on it
-        return "torch" if quantization == "none" else f"bitsandbytes-{quantization}"
-    families = siblings(model, lambda: model(torch.zeros(1, 1, dtype=torch.long), use_cache=False))
-    fuse_norms(model)
-    if quantization != "int8":
-        pack(model, exact, families)
-        return "onednn-float32" if quantization == "none" else "bitsandbytes-nf4"
-    shapes = Counter(linear.weight.shape for linear in linears if isinstance(linear, nn.Linear))
-    name = fastest(INT8_KERNELS, torch.randn(shapes.most_common(1)[0][0]))
-    pack(model, INT8_KERNELS[name], families)
-    return f"{name}-int8"
+def _pack(model: PreTrainedModel, tokenizer: Any, quantization: str) -> tuple[str, list[LayerShape]]:
+    """Puts our attention into the model and arranges its weights for this machine.
 
-
-def _warm_up(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    adapter_folders: Mapping[str, Path],
-    settings: InferenceSettings,
-    *,
-    make_room: MakeRoom,
-    expected: list[Tensor],
-) -> Loaded:
+    Returns:
+        The name of the kernel that multiplies the weights, and what each layer keeps of a token.
+    """
+    expected = expectation(model, tokenizer)
+    # A split linear is more than its product: transformers hangs the sum over the ranks on it.
+    linears = [module for module in model.modules() if can_pack(module)] if ranks() == 1 else []
+    rounds = bool(linears) and quantization == "int8"
+    ids = tokenizer(SAMPLE, return_tensors="pt").input_ids if rounds else torch.tensor([[0]])
+    families, loudest = siblings(model, lambda: model(ids.to(model.device), use_cache=False))
     try:
         model.set_attn_implementation(ATTENTION)
     except ValueError as error:
         raise UnsupportedModel(
             f"Models of type '{model.config.model_type}' do not let attention be replaced."
         ) from error
-    adapters = Adapters(model, adapter_folders) if adapter_folders else None
     shapes = layer_shapes(model)
+    kernel = "torch" if quantization == "none" else f"bitsandbytes-{quantization}"
+    if rounds:  # what is rounded is checked before: rounding is no error, but would hide one
+        check(model, shapes, expected, quantized=False)
+        sizes = Counter(linear.weight.shape for linear in linears if isinstance(linear, nn.Linear))
+        name = fastest(INT8_KERNELS, torch.randn(sizes.most_common(1)[0][0]))
+        kernel = f"{name}-int8"
+        fuse_norms(model)
+        pack(model, INT8_KERNELS[name], families, loudest)
+    else:
+        if linears:
+            kernel = "onednn-float32" if quantization == "none" else kernel
+            fuse_norms(model)
+            pack(model, exact, families)
+        check(model, shapes, expected, quantized=quantization != "none")
+    return kernel, shapes
+
+
+def _warm_up(
+    model: PreTrainedModel,
+    shapes: list[LayerShape],
+    tokenizer: Any,
+    adapter_folders: Mapping[str, Path],
+    *,
+    settings: InferenceSettings,
+    make_room: MakeRoom,
+) -> Loaded:
+    adapters = Adapters(model, adapter_folders) if adapter_folders else None
     context = _context_length(model, settings)
     pool = BlockPool(least(_pool_blocks(model, shapes, context, settings, make_room)), BLOCK_SIZE)
     runner = Runner(model, shapes, adapters, blocks=pool.count, block_size=BLOCK_SIZE)
-    _check(runner, pool, expected, model, None if settings.quantization == "none" else TOLERANCE_QUANTIZED)
+    _first_step(runner, pool)
     if adapters is not None:
         adapters.check(runner.forward, pool)
     generation = model.generation_config
@@ -291,26 +277,8 @@ def _pool_blocks(
     return blocks
 
 
-def _check(
-    runner: Runner, pool: BlockPool, expected: list[Tensor], model: PreTrainedModel, tolerance: float | None
-) -> None:
-    """Computes the texts packed: all but their ends in one step, the ends, token by token, in the next."""
-    tolerance = TOLERANCE.get(model.dtype, 0.1) if tolerance is None else tolerance
-    sequences = [Sequence(text, len(text), 1) for text in _check_texts(model)]
-    if pool.free < sum(pool.blocks_for(len(sequence.ids)) for sequence in sequences):
-        return
-    for sequence in sequences:
-        sequence.blocks = pool.take(pool.blocks_for(len(sequence.ids)))
-    runner.forward([Work(sequence, sequence.pending - 1) for sequence in sequences])
-    for sequence in sequences:
-        sequence.computed = len(sequence.ids) - 1
-    logits = runner.forward([Work(sequence, 1) for sequence in sequences])
-    for sequence in sequences:
-        pool.give_back(sequence.blocks)
-    for got, right in zip(logits.float(), expected, strict=True):
-        error = ((got - right.float()).norm() / right.float().norm()).item()
-        if not error < tolerance:
-            raise UnsupportedModel(
-                f"Models of type '{model.config.model_type}' compute something else in a packed batch "
-                f"(relative error {error:.2g}), so they cannot be served."
-            )
+def _first_step(runner: Runner, pool: BlockPool) -> None:
+    """Takes a step, so that the first request does not pay for what libraries do at their first call."""
+    sequence = Sequence([0], 1, 1, blocks=pool.take(1))
+    runner.forward([Work(sequence, 1)])
+    pool.give_back(sequence.blocks)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Listing
 
 import torch
@@ -23,6 +23,9 @@ Product = Callable[[Tensor], Tensor]
 Kernel = Callable[[Tensor, Tensor | None], Product]
 """Arranges a weight [out, in] and a bias [out], and gives the product with them."""
 
+SMOOTHING = 0.65
+"""How much of the difficulty of being rounded goes from inputs to weights, 0 to 1: by perplexity of two texts, which
+were within 2 percent of full precision from 0.55 to 0.7, and further off beyond."""
 SMALLEST = 1e-30
 """What an all-zero row is divided by instead of its largest value."""
 
@@ -93,12 +96,17 @@ def fastest(kernels: dict[str, Kernel], weight: Tensor, *, rows: Iterable[int] =
 class Packed:
     """The packed weights of linears that read the same input, multiplied in one product."""
 
-    def __init__(self, linears: Listing[nn.Linear], kernel: Kernel) -> None:
+    def __init__(self, linears: Listing[nn.Linear], kernel: Kernel, loudest: Tensor | None = None) -> None:
+        """
+        Args:
+            loudest: the largest absolute values seen at each input, [in]; with them, inputs and weights share the
+                difficulty of being rounded.
+        """
         self.sizes = [linear.out_features for linear in linears]
         biases = [linear.bias for linear in linears]
         bias = torch.cat([one for one in biases if one is not None]) if biases[0] is not None else None
         weight = torch.cat([linear.weight for linear in linears])
-        self._product = kernel(weight, bias)
+        self._product = kernel(weight, bias) if loudest is None else _smoothed(kernel, weight, bias, loudest)
         self._nbytes = weight.numel() * (4 if kernel is exact else 1)
         self._input: Tensor | None = None
         self._parts: tuple[Tensor, ...] = ()
@@ -147,31 +155,51 @@ def can_pack(module: nn.Module) -> bool:
     return type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
 
 
-def pack(model: nn.Module, kernel: Kernel, families: Iterable[Listing[nn.Module]] = ()) -> None:
+def pack(
+    model: nn.Module,
+    kernel: Kernel,
+    families: Iterable[Listing[nn.Module]] = (),
+    loudest: Mapping[nn.Module, Tensor] | None = None,
+) -> None:
     """Swaps the model's linears for packed ones, as far as they can be packed.
 
     Args:
         families: linears that read the same input, in the order in which they are called.
+        loudest: for kernels that round, the largest absolute values seen at each input of a linear.
     """
+    loudest = loudest or {}
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     places: dict[nn.Module, PackedLinear] = {}
     for family in families:
         linears = [module for module in family if isinstance(module, nn.Linear) and can_pack(module)]
         if len(linears) == len(family) and len({linear.bias is None for linear in linears}) == 1:
-            packed = Packed(linears, kernel)
+            packed = Packed(linears, kernel, loudest.get(linears[0]))
             places |= {linear: PackedLinear(linear, packed, index) for index, linear in enumerate(linears)}
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Linear) and can_pack(child):
                 if child not in places:
-                    places[child] = PackedLinear(child, Packed([child], kernel), 0)
+                    places[child] = PackedLinear(child, Packed([child], kernel, loudest.get(child)), 0)
                 setattr(module, name, places[child])
 
 
 def packed_bytes(model: nn.Module) -> int:
     """Bytes of all packed weights of a model; a weight that an embedding shares is counted there, and here again."""
     return sum(packed.nbytes for packed in {m.packed for m in model.modules() if isinstance(m, PackedLinear)})
+
+
+def _smoothed(kernel: Kernel, weight: Tensor, bias: Tensor | None, loudest: Tensor) -> Product:
+    """A product whose inputs are divided, and its weights multiplied, so that no input is much louder than others.
+
+    Xiao et al. 2023, "SmoothQuant". Without it the few channels that transformers keep loud leave the others a handful
+    of steps.
+    """
+    largest = weight.abs().amax(0).clamp_min(SMALLEST)
+    scale = loudest.clamp_min(SMALLEST) ** SMOOTHING / largest ** (1 - SMOOTHING)
+    scale = (scale / scale.log().mean().exp()).clamp(1e-4, 1e4)
+    product, inverse = kernel(weight * scale, bias), 1 / scale
+    return lambda rows: product(rows * inverse)
 
 
 def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,17 @@ def test_a_loud_row_takes_nothing_from_a_quiet_one(kernel: str) -> None:
     assert max(error(*pair) for pair in zip(packed, plain(rows), strict=True)) < 0.02
 
 
+@pytest.mark.parametrize("kernel", INT8_KERNELS)
+def test_a_loud_channel_takes_little_from_the_quiet_ones_when_it_is_known(kernel: str) -> None:
+    plain = nn.Linear(576, 192)
+    plain.weight[:, 7] /= 100
+    rows = torch.randn(16, 576)
+    rows[:, 7] *= 100
+    loudest = rows.abs().amax(0)
+    smooth = PackedLinear(plain, Packed([plain], INT8_KERNELS[kernel], loudest), 0)
+    assert error(smooth(rows), plain(rows)) < 0.04 < error(alone(plain, INT8_KERNELS[kernel])(rows), plain(rows))
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_a_row_of_zeros_gives_the_bias(kernel: str) -> None:
     plain = nn.Linear(64, 48)
