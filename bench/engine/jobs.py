@@ -76,6 +76,7 @@ JOBS: dict[str, Job] = {
     "prefix cached": _prefixed(cached=True),
     "prefix computed": _prefixed(cached=False),
     "bounds": Job("bounds"),
+    "sharing": Job("sharing", {"quantization": "int8"}),
     **{
         f"perplexity {quantization}": Job("perplexity", {"quantization": quantization})
         for quantization in ("none", "int8", "nf4")

@@ -65,6 +65,17 @@ def perplexity(quantization: str) -> Measure:
     return lambda results, _pick: float(results[f"perplexity {quantization}"]["perplexity"])
 
 
+def stall(results: Results, _pick: Pick) -> float:
+    """The 99th percentile of the time between tokens while a long prompt is computed, by the median."""
+    gaps = results["sharing"]["gaps"]
+    return statistics.quantiles(gaps, n=100)[98] / statistics.median(gaps)
+
+
+def wait_beside_a_flood(results: Results, _pick: Pick) -> float:
+    """A light tenant's mean time to first token beside another's flood, by that alone."""
+    return float(results["sharing"]["beside"]) / float(results["sharing"]["alone"])
+
+
 def ratio(over: Measure, under: Measure) -> Measure:
     """The one by the other."""
     return lambda results, pick: over(results, pick) / under(results, pick)
@@ -147,6 +158,22 @@ ROWS: tuple[Row, ...] = (
         ratio(rate("stack", 16), rate("int8", 16)),
         0.85,
         form="{:.0%}",
+    ),
+    Row(
+        "stall",
+        "time between tokens, p99 by median, beside a 4,000-token prompt",
+        ("sharing",),
+        stall,
+        3,
+        at_most=True,
+    ),
+    Row(
+        "flood",
+        "a tenant's first token beside another's 200 requests vs alone",
+        ("sharing",),
+        wait_beside_a_flood,
+        2,
+        at_most=True,
     ),
     _share_of_bound("none", "fp32", 1),
     _share_of_bound("none", "fp32", 16),

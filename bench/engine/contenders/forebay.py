@@ -12,6 +12,7 @@ from bench.engine.contenders import Answer, Generate, Model, Prompt
 
 if TYPE_CHECKING:
     from services.common.settings import InferenceSettings
+    from services.inference.engine.engine import Engine
     from services.inference.engine.generation import Generation
 
 SETTINGS: dict[str, dict[str, Any]] = {"as in a pod": {}}
@@ -33,35 +34,43 @@ def pod_settings(**options: Any) -> InferenceSettings:
 
 
 @contextmanager
+def started(model: Model, **options: Any) -> Iterator[Engine]:
+    """The engine of a pod with these settings."""
+    settings = pod_settings(**options)
+    from services.common.metrics import EngineMetrics  # noqa: PLC0415
+    from services.inference.models import Models  # noqa: PLC0415
+
+    models = Models({"model": str(model.folder)}, settings, EngineMetrics())
+    try:
+        with models.use("model", time.monotonic() + PATIENCE) as engine:
+            yield engine
+    finally:
+        models.close()
+
+
+@contextmanager
 def start(model: Model, **options: Any) -> Iterator[Generate]:
     """
     Args:
         options: settings of the pod, such as quantization.
     """
-    settings = pod_settings(**options)
-    from services.common.metrics import EngineMetrics  # noqa: PLC0415
-    from services.inference.engine.sequence import Sampling  # noqa: PLC0415
-    from services.inference.models import Models  # noqa: PLC0415
+    with started(model, **options) as engine:
+        from services.inference.engine.sequence import Sampling  # noqa: PLC0415
 
-    models = Models({"model": str(model.folder)}, settings, EngineMetrics())
-    greedy = Sampling(temperature=0)
+        greedy = Sampling(temperature=0)
 
-    def generate(prompts: list[Prompt], tokens: int) -> list[Answer]:
-        begin = time.monotonic()
-        submitted = [
-            engine.submit(prompt.ids, greedy, max_tokens=tokens, ignore_eos=True, deadline=begin + PATIENCE)
-            for prompt in prompts
-        ]
+        def generate(prompts: list[Prompt], tokens: int) -> list[Answer]:
+            begin = time.monotonic()
+            submitted = [
+                engine.submit(prompt.ids, greedy, max_tokens=tokens, ignore_eos=True, deadline=begin + PATIENCE)
+                for prompt in prompts
+            ]
 
-        def consume(generation: Generation) -> Answer:
-            times = [time.monotonic() - begin for _ in generation]
-            return Answer(len(times), times[0])
+            def consume(generation: Generation) -> Answer:
+                times = [time.monotonic() - begin for _ in generation]
+                return Answer(len(times), times[0])
 
-        with ThreadPoolExecutor(len(prompts)) as consumers:
-            return list(consumers.map(consume, submitted))
+            with ThreadPoolExecutor(len(prompts)) as consumers:
+                return list(consumers.map(consume, submitted))
 
-    try:
-        with models.use("model", time.monotonic() + PATIENCE) as engine:
-            yield generate
-    finally:
-        models.close()
+        yield generate

@@ -7,7 +7,21 @@ from typing import Any
 import pytest
 
 from bench.engine.jobs import JOBS, SIZES
-from bench.engine.rows import ROWS, Row, bound, decode_rate, first_token, judge, perplexity, rate, rates, ratio, table
+from bench.engine.rows import (
+    ROWS,
+    Row,
+    bound,
+    decode_rate,
+    first_token,
+    judge,
+    perplexity,
+    rate,
+    rates,
+    ratio,
+    stall,
+    table,
+    wait_beside_a_flood,
+)
 
 RUNS: list[dict[str, Any]] = [
     {"seconds": 4.0, "tokens": 128, "ttft": [1.0, 2.0]},
@@ -18,6 +32,7 @@ RESULTS: dict[str, Any] = {
     "ours": {"setting": "as it is", "runs": {"2": RUNS}},
     "theirs": {"setting": "its best", "runs": {"2": [{"seconds": 8.0, "tokens": 128, "ttft": [4.0, 4.0]}]}},
     "bounds": {"weights": 100, "bandwidth": 4000.0, "products": {"none": 6000.0, "int8": 60000.0}},
+    "sharing": {"gaps": [0.02] * 98 + [0.05] * 2, "alone": 0.1, "beside": 0.15, "worst": 0.3},
     "perplexity none": {"perplexity": 20.0},
     "perplexity int8": {"perplexity": 20.5},
 }
@@ -85,10 +100,19 @@ def test_the_rates_name_the_setting_that_was_the_fastest() -> None:
     assert rates(RESULTS).splitlines()[2].split() == ["theirs", "2", "at", "a", "time", "16.0", "16.0", "its", "best"]
 
 
+def test_a_stall_is_the_rare_long_gap_by_the_usual_one() -> None:
+    assert stall(RESULTS, "best") == pytest.approx(2.5)
+
+
+def test_the_wait_beside_a_flood_is_told_by_the_wait_alone() -> None:
+    assert wait_beside_a_flood(RESULTS, "best") == pytest.approx(1.5)
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_row_can_be_measured_by_the_jobs_that_it_names(row: Row) -> None:
     sizes = {str(size) for name in row.jobs for size in JOBS[name].task.get("sizes", SIZES)}
-    made = {name: {**RESULTS["bounds"], "perplexity": 1.0, "runs": dict.fromkeys(sizes, RUNS)} for name in row.jobs}
+    more = {**RESULTS["bounds"], **RESULTS["sharing"]}
+    made = {name: {**more, "perplexity": 1.0, "runs": dict.fromkeys(sizes, RUNS)} for name in row.jobs}
     assert judge(row, made, {}).best is not None
 
 
