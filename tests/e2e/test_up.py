@@ -137,7 +137,7 @@ def test_a_second_start_keeps_the_key_and_shows_no_password_again(start_up: Star
 
 def test_ctrl_c_while_the_model_loads_leaves_nothing_running(start_up: Start) -> None:
     up = start_up()
-    up.wait_for(r"pod-1 +load")
+    up.wait_for(r"pod-1 +(map|pack)")
     family = up.family()
     up.press_ctrl_c()
     assert up.wait() == 0
@@ -152,7 +152,7 @@ def test_make_run_passes_ctrl_c_on(prepared_home: Path, tmp_path: Path, free_row
     command = ("make", "--directory", str(ROOT), f"VENV={sys.prefix}", "RUNTIME=", "run")
     up = Up(tmp_path, {f"FOREBAY_{name}": str(port) for name, port in ports.items()}, command)
     try:
-        up.wait_for(r"pod-1 +load")
+        up.wait_for(r"pod-1 +(map|pack)")
         family = up.family()
         up.press_ctrl_c()
         up.wait()
