@@ -174,6 +174,10 @@ def _pack(model: PreTrainedModel, tokenizer: Any, quantization: str) -> tuple[st
     # A split linear is more than its product: transformers hangs the sum over the ranks on it.
     linears = [module for module in model.modules() if can_pack(module)] if ranks() == 1 else []
     rounds = bool(linears) and quantization == "int8"
+    if quantization == "int8" and not rounds and model.device.type == "cpu":
+        raise UnsupportedModel(
+            f"Models of type '{model.config.model_type}' have no linears that can be computed in int8 on this machine."
+        )
     ids = tokenizer(SAMPLE, return_tensors="pt").input_ids if rounds else torch.tensor([[0]])
     families, loudest = siblings(model, lambda: model(ids.to(model.device), use_cache=False))
     try:

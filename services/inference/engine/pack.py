@@ -24,8 +24,8 @@ Kernel = Callable[[Tensor, Tensor | None], Product]
 """Arranges a weight [out, in] and a bias [out], and gives the product with them."""
 
 SMOOTHING = 0.65
-"""How much of the difficulty of being rounded goes from inputs to weights, 0 to 1: by perplexity of two texts, which
-were within 2 percent of full precision from 0.55 to 0.7, and further off beyond."""
+"""How much of the difficulty of being rounded goes from inputs to weights, 0 to 1: of the values tried the one with the
+least perplexity on two texts, 3.8 and 0.5 percent above full precision in windows of 256 tokens."""
 CLEARLY = 0.7
 """Part of another kernel's time that is not noise."""
 SMALLEST = 1e-30
@@ -158,8 +158,9 @@ class PackedLinear(nn.Module):
 
 
 def can_pack(module: nn.Module) -> bool:
-    """Whether a module is a plain float32 linear on the CPU."""
-    return type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
+    """Whether a module is a plain float32 linear on a CPU for which there are kernels."""
+    plain = type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
+    return plain and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def pack(
@@ -175,8 +176,6 @@ def pack(
         loudest: for kernels that round, the largest absolute values seen at each input of a linear.
     """
     loudest = loudest or {}
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return
     places: dict[nn.Module, PackedLinear] = {}
     for family in families:
         linears = [module for module in family if isinstance(module, nn.Linear) and can_pack(module)]

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from services.common.settings import InferenceSettings
 from services.inference.engine import load
-from services.inference.engine.errors import SourceError
+from services.inference.engine.errors import SourceError, UnsupportedModel
 
 WriteLimits = Callable[..., None]
 
@@ -57,3 +58,16 @@ def test_the_makers_settings_are_the_defaults(tiny_folder: Path, tmp_path: Path)
     assert (found.temperature, found.top_k, found.top_p) == (0.6, 20, 0.9)
     plain = load.load(str(tiny_folder), InferenceSettings(device="cpu", kv_blocks=8)).defaults
     assert (plain.temperature, plain.top_k, plain.top_p) == (1.0, 0, 1.0)
+
+
+def test_int8_is_refused_where_no_kernel_multiplies_it(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(UnsupportedModel, match="no linears that can be computed in int8"):
+        load.load(str(tiny_folder), InferenceSettings(device="cpu", kv_blocks=8, quantization="int8"))
+
+
+def test_a_model_whose_linears_cannot_be_packed_is_served_as_it_is(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert load.load(str(tiny_folder), InferenceSettings(device="cpu", kv_blocks=8)).kernel == "torch"

@@ -43,6 +43,19 @@ def start_models(tiny_folder: Path) -> Iterator[StartModels]:
 
 
 @pytest.fixture
+def held_loads(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Holds every load until the event is set."""
+    real, go_on = load.load, threading.Event()
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        go_on.wait(30)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(load, "load", held)
+    return go_on
+
+
+@pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The sources that are loaded, as they are."""
     real, found = load.load, []
@@ -91,20 +104,13 @@ def test_requests_at_the_same_time_wait_for_one_load(start_models: StartModels, 
 
 
 def test_who_waits_for_a_load_gives_up_at_the_deadline_while_it_goes_on(
-    start_models: StartModels, monkeypatch: pytest.MonkeyPatch
+    start_models: StartModels, held_loads: threading.Event
 ) -> None:
-    real, go_on = load.load, threading.Event()
-
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        go_on.wait(30)
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(load, "load", slow)
     models = start_models()
     with pytest.raises(DeadlineExceeded), models.use("first", time.monotonic() + 0.01):
         pass
     assert states(models)["first"] == "loading"
-    go_on.set()
+    held_loads.set()
     assert use(models, "first") == "first"
 
 
@@ -181,14 +187,8 @@ def test_a_pinned_model_is_not_evicted(start_models: StartModels) -> None:
 
 
 def test_a_client_that_leaves_does_not_wait_for_a_load_that_goes_on(
-    start_models: StartModels, monkeypatch: pytest.MonkeyPatch
+    start_models: StartModels, held_loads: threading.Event
 ) -> None:
-    real, go_on = load.load, threading.Event()
-
-    def slow(*args: Any, **kwargs: Any) -> Any:
-        go_on.wait(30)
-        return real(*args, **kwargs)
-
     @contextmanager
     def leave_at_once(gone: Callable[[], None]) -> Iterator[None]:
         leaving = threading.Thread(target=gone)
@@ -196,12 +196,11 @@ def test_a_client_that_leaves_does_not_wait_for_a_load_that_goes_on(
         yield
         leaving.join()
 
-    monkeypatch.setattr(load, "load", slow)
     models = start_models()
     with pytest.raises(ApiError, match="The client went away"), models.use("first", soon(), leave_at_once):
         pass
     assert states(models)["first"] == "loading"
-    go_on.set()
+    held_loads.set()
     assert use(models, "first") == "first"
 
 
