@@ -46,10 +46,19 @@ Expected = list[tuple[list[int], Tensor]]
 """Texts, and the logits [vocabulary] after each."""
 
 
+def sample_ids(tokenizer: Any) -> list[int]:
+    """The sample as the model meets texts: as a message of a chat, where it knows chats. What a template puts first is
+    what many models are loudest at."""
+    if tokenizer.chat_template:
+        chat = [{"role": "user", "content": SAMPLE}]
+        return list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False))
+    return list(tokenizer(SAMPLE).input_ids)
+
+
 @torch.inference_mode()
 def expectation(model: PreTrainedModel, tokenizer: Any) -> Expected:
     """What the model as transformers has it computes."""
-    ids = list(tokenizer(SAMPLE).input_ids)
+    ids = sample_ids(tokenizer)
     texts = [ids[: BLOCK + 5], ids[-BLOCK // 2 :]]
     inputs = [torch.tensor([text], device=model.device) for text in texts]
     return [(text, model(one, use_cache=False).logits[0, -1].float()) for text, one in zip(texts, inputs, strict=True)]

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from services.common.settings import InferenceSettings
 from services.inference.engine.attention import ATTENTION, LayerShape
 from services.inference.engine.blocks import BlockPool
-from services.inference.engine.check import SAMPLE, check, expectation
+from services.inference.engine.check import check, expectation, sample_ids
 from services.inference.engine.errors import SourceError, UnsupportedModel
 from services.inference.engine.fuse import fuse_norms, siblings
 from services.inference.engine.lora import Adapters
@@ -178,8 +178,8 @@ def _pack(model: PreTrainedModel, tokenizer: Any, quantization: str) -> tuple[st
         raise UnsupportedModel(
             f"Models of type '{model.config.model_type}' have no linears that can be computed in int8 on this machine."
         )
-    ids = tokenizer(SAMPLE, return_tensors="pt").input_ids if rounds else torch.tensor([[0]])
-    families, loudest = siblings(model, lambda: model(ids.to(model.device), use_cache=False))
+    ids = torch.tensor([sample_ids(tokenizer) if rounds else [0]], device=model.device)
+    families, loudest = siblings(model, lambda: model(ids, use_cache=False))
     try:
         model.set_attn_implementation(ATTENTION)
     except ValueError as error:
