@@ -57,6 +57,14 @@ class Connection:
         """
         return self._guard(lambda: script(keys=keys, args=args))
 
+    def reach(self, call: Callable[[Redis], Result]) -> Result:
+        """What `call` makes of the client: a command, or a pipeline as one round trip.
+
+        Raises:
+            CacheDown: Redis is not reachable.
+        """
+        return self._guard(lambda: call(self._redis))
+
     def store(self, key: str, value: bytes, ttl: int) -> None:
         """Keeps `value` for `ttl` seconds.
 

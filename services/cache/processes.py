@@ -1,0 +1,70 @@
+"""Which gateway processes are alive: each renews a key of its own, and a process without one is dead.
+
+What a process left behind, its leases, is settled by the others (`gateway.ledger.reaper`).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+
+from services.cache.connection import CacheDown, Connection
+
+log = logging.getLogger("forebay.cache")
+
+INTERVAL = 1.0
+"""Seconds between two heartbeats."""
+TTL_MS = 5000
+"""After so long without one a process counts as dead: long enough for a busy core, short enough for a freed slot."""
+
+
+def alive_key(process: str) -> str:
+    """The key that is there while the process is."""
+    return f"forebay:alive:{process}"
+
+
+class Process:
+    """This gateway process, to the others. Made once a worker, after the fork."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.id = secrets.token_hex(8)
+        """Goes into each lease of this process. Never given twice: a process that is started anew is another."""
+        self._connection = connection
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Beats now, so that the first lease finds its process alive, and each second from now on."""
+        self.beat()
+        self._thread = threading.Thread(target=self._beat_on, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the heartbeat and says so, so that what is left is settled at once and not only after `TTL_MS`."""
+        self._stopped.set()
+        with suppress(CacheDown):
+            self._connection.reach(lambda redis: redis.delete(alive_key(self.id)))
+
+    def beat(self) -> None:
+        """One heartbeat; silently none while Redis is down, which keeps everyone's leases as they are."""
+        with suppress(CacheDown):
+            self._connection.reach(lambda redis: redis.set(alive_key(self.id), 1, px=TTL_MS))
+
+    def dead(self, processes: Iterable[str]) -> set[str]:
+        """Those of `processes` without a heartbeat.
+
+        Raises:
+            CacheDown: Redis is not reachable, so that nobody can tell.
+        """
+        asked = sorted(set(processes) - {self.id})
+        if not asked:
+            return set()
+        beats = self._connection.reach(lambda redis: redis.mget([alive_key(one) for one in asked]))
+        return {one for one, beat in zip(asked, beats, strict=True) if beat is None}
+
+    def _beat_on(self) -> None:
+        while not self._stopped.wait(INTERVAL):
+            self.beat()
