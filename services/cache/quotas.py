@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from services.cache.connection import CacheDown, Connection
-from services.cache.windows import WINDOW_SECONDS, Limits, Reservation, Windows
+from services.cache.windows import NO_LIMIT, WINDOW_SECONDS, Limits, Reservation, Windows
 
 FALLBACK_FRACTION = 0.25
 """Part of a caller's limits that each gateway process allows by itself while Redis is down."""
@@ -29,7 +29,9 @@ class Quotas:
         on a stated fraction of the limits, and nothing is cached.
         """
         key = _window_key(subject)
-        args = [limits.requests, limits.tokens, tokens, int(WINDOW_SECONDS * 1000)]
+        most_requests = NO_LIMIT if limits.requests_per_minute is None else limits.requests_per_minute
+        most_tokens = NO_LIMIT if limits.tokens_per_minute is None else limits.tokens_per_minute
+        args = [most_requests, most_tokens, tokens, int(WINDOW_SECONDS * 1000)]
         try:
             reply = self._connection.run(self._admit, [key, answer_key or key], args)
         except CacheDown:

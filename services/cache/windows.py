@@ -8,23 +8,33 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 WINDOW_SECONDS = 60.0
+NO_LIMIT = 2**53
 Refusal = Literal["requests", "tokens"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a caller may use in one window of a minute."""
+    """What an account, a subject or its tenant, may use. None is no limit; money is in whole micro-units."""
 
-    requests: int
-    tokens: int
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+    micros_per_day: int | None = None
+    micros_per_month: int | None = None
 
     def share(self, fraction: float) -> Limits:
         """A fraction of the limits, at least one of each."""
-        return Limits(max(1, int(self.requests * fraction)), max(1, int(self.tokens * fraction)))
+        parts = (getattr(self, name) for name in LIMITS)
+        return Limits(*(None if part is None else max(1, int(part * fraction)) for part in parts))
+
+
+LIMITS = tuple(field.name for field in fields(Limits))
 
 
 @dataclass(frozen=True)
@@ -58,15 +68,17 @@ class Windows:
     def reserve(self, subject: str, limits: Limits, tokens: int) -> Reservation:
         """Takes one request and `tokens` (at most the whole limit), or says which limit refuses it."""
         now = self._clock()
+        most_requests = NO_LIMIT if limits.requests_per_minute is None else limits.requests_per_minute
+        most_tokens = NO_LIMIT if limits.tokens_per_minute is None else limits.tokens_per_minute
         window = self._windows.get(subject)
         if window is None or window.ends <= now:
             self._drop_ended(now)
             window = _Window(f"local-{next(self._ids)}", now + WINDOW_SECONDS)
-        reserved = min(tokens, limits.tokens)
+        reserved = min(tokens, most_tokens)
         refused: Refusal | None = None
-        if window.requests + 1 > limits.requests:
+        if window.requests + 1 > most_requests:
             refused = "requests"
-        elif window.tokens + reserved > limits.tokens:
+        elif window.tokens + reserved > most_tokens:
             refused = "tokens"
         else:
             window.requests += 1
@@ -74,8 +86,8 @@ class Windows:
             self._windows[subject] = window
         return Reservation(
             refused,
-            max(0, limits.requests - window.requests),
-            max(0, limits.tokens - window.tokens),
+            max(0, most_requests - window.requests),
+            max(0, most_tokens - window.tokens),
             window.ends - now,
             window.id,
             0 if refused else reserved,

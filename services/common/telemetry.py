@@ -18,6 +18,9 @@ from pythonjsonlogger.json import JsonFormatter
 from services.common.settings import CommonSettings
 
 REQUEST_ID_HEADER = "X-Request-Id"
+CALL_HEADER = "X-Forebay-Call"
+"""The gateway's own id of the call, which is never given out twice: a client may send its `X-Request-Id` again. Leases,
+the ledger and a pod's counts are kept by it."""
 TIMEOUT_HEADER = "X-Forebay-Timeout"
 """Seconds that are left for the request, a decimal number: the client may shorten the route's time-out with it, and the
 gateway tells the pod with it. Relative, so that clocks need not agree."""

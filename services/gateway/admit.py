@@ -47,7 +47,7 @@ def admit(gateway: Gateway, principal: Principal, call: Call) -> Admission:
     """
     require(principal, "inference")
     call.log_fields.update({"tenant": principal.tenant, "model": call.model, "stream": call.streamed})
-    limits = Limits(principal.requests_per_minute, principal.tokens_per_minute)
+    limits = getattr(principal, "limits", None) or Limits(principal.requests_per_minute, principal.tokens_per_minute)
     # One text: a stream's pieces are kept as nothing more.
     plain = call.request.choices == 1 and call.request.logprob_count is None
     cacheable = gateway.responses.enabled and call.use_cache and call.request.deterministic and plain
@@ -56,7 +56,7 @@ def admit(gateway: Gateway, principal: Principal, call: Call) -> Admission:
     if reservation.refused is not None:
         gateway.metrics.requests.labels(gateway.fleet.label(call.model), principal.tenant, "rate_limited").inc()
         gateway.metrics.refused.labels(principal.tenant, reservation.refused).inc()
-        limit = getattr(limits, reservation.refused)
+        limit = getattr(limits, f"{reservation.refused}_per_minute")
         raise RateLimited(
             f"Rate limit reached: {limit} {reservation.refused} per minute. "
             f"Try again in {math.ceil(reservation.reset)} s.",
@@ -83,8 +83,8 @@ def most_tokens(call: Call) -> int:
 def limit_headers(limits: Limits, reservation: Reservation) -> dict[str, str]:
     reset = f"{reservation.reset:.3f}s"
     return {
-        "x-ratelimit-limit-requests": str(limits.requests),
-        "x-ratelimit-limit-tokens": str(limits.tokens),
+        "x-ratelimit-limit-requests": str(limits.requests_per_minute),
+        "x-ratelimit-limit-tokens": str(limits.tokens_per_minute),
         "x-ratelimit-remaining-requests": str(reservation.requests_left),
         "x-ratelimit-remaining-tokens": str(reservation.tokens_left),
         "x-ratelimit-reset-requests": reset,

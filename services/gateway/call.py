@@ -10,6 +10,7 @@ from socket import socket
 from typing import Any
 
 from services.common.errors import DeadlineExceeded
+from services.common.ids import new_id
 from services.common.sse import Event
 from services.common.wire import FinishReason, GenerationRequest, Kind, Usage
 
@@ -33,6 +34,8 @@ class Call:
     """False when the client asked for a fresh answer (`Cache-Control: no-cache` or `no-store`)."""
     client: socket | None
     """The client's socket, to see it hang up; None under a test client."""
+    id: str = field(default_factory=new_id)
+    """The gateway's own, never given out twice; `request_id` may be the client's, and serves correlation alone."""
     log_fields: dict[str, Any] = field(default_factory=dict)
     """Goes into the request's log line."""
 
@@ -98,5 +101,10 @@ class Reply:
     on_close: list[Callable[[], None]] = field(default_factory=list)
 
     def close(self) -> None:
-        while self.on_close:
-            self.on_close.pop()()
+        """Ends what is open, the last first, and all of it, though one should fail."""
+        try:
+            while self.on_close:
+                self.on_close.pop()()
+        finally:
+            if self.on_close:
+                self.close()
