@@ -118,8 +118,43 @@ class GatewaySettings(CommonSettings):
     route_timeouts: dict[str, float] = Field(
         {}, description='Time-outs of single routes, as JSON: `{"/generate": 30}`; the others take request_timeout.'
     )
+    aliases: dict[str, dict[str, float]] = Field(
+        {},
+        description="Names that stand for several models, by weight, as JSON: "
+        '`{"prod": {"a": 90, "b": 10}}`. A conversation stays with the model that it got.',
+    )
+    fallbacks: dict[str, list[str]] = Field(
+        {},
+        description="Models that answer where no pod of a model can, in this order, as JSON: "
+        '`{"a": ["b"]}`. The answer names the model that gave it.',
+    )
+    expected_models: Annotated[list[str], NoDecode] = Field(
+        [],
+        description="Names of models, comma-separated, that exist although no pod has served them yet: a request for "
+        "one waits for its first pod instead of being answered 404.",
+    )
+    hold_timeout: float = Field(
+        30.0, ge=0, description="Seconds that a request waits for a pod while none is ready for its model; 0: not at all."
+    )
+    hold_max: int = Field(200, ge=0, description="Requests that one worker lets wait for a pod at the same time.")
+    drain_delay: float = Field(
+        0.0,
+        ge=0,
+        description="Seconds after SIGTERM in which a gateway still takes requests, while `/readyz` answers 503 "
+        "already: the time that load balancers need to send no more. Then shutdown_grace begins.",
+    )
 
-    @field_validator("upstreams", mode="before")
+    @field_validator("aliases")
+    @classmethod
+    def _check_aliases(cls, value: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        for alias, weights in value.items():
+            if not weights or not all(0 < weight < float("inf") for weight in weights.values()):
+                raise ValueError(f"the alias '{alias}' needs models, each with a weight above zero")
+            if nested := weights.keys() & value.keys():
+                raise ValueError(f"the alias '{alias}' stands for '{min(nested)}', which is an alias itself")
+        return value
+
+    @field_validator("upstreams", "expected_models", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return [url.strip().rstrip("/") for url in value.split(",") if url.strip()] if isinstance(value, str) else value

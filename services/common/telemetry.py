@@ -26,6 +26,11 @@ TIMEOUT_HEADER = "X-Forebay-Timeout"
 gateway tells the pod with it. Relative, so that clocks need not agree."""
 WEIGHT_HEADER = "X-Forebay-Weight"
 """The share of a pod that the request's tenant has against others, a positive number; 1 where it is not sent."""
+SESSION_HEADER = "X-Forebay-Session"
+"""A client's name for a conversation, any text: its requests go to the same model of an alias and, where that is no
+worse, to the same pod."""
+ROUTE_HEADER = "X-Forebay-Route"
+"""Says in an answer where the call went and why (`services.gateway.route`)."""
 TRACE_HEADER = "traceparent"
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

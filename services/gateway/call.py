@@ -36,6 +36,10 @@ class Call:
     """The client's socket, to see it hang up; None under a test client."""
     id: str = field(default_factory=new_id)
     """The gateway's own, never given out twice; `request_id` may be the client's, and serves correlation alone."""
+    asked_model: str = ""
+    """What the client wrote: the model, or an alias that stands for it."""
+    session: str | None = None
+    """The client's own name of the conversation, None where it gives none."""
     log_fields: dict[str, Any] = field(default_factory=dict)
     """Goes into the request's log line."""
 

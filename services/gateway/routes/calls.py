@@ -9,8 +9,9 @@ from flask import Response, g, request
 
 from services.common import sse
 from services.common.errors import InvalidRequest
-from services.common.telemetry import TIMEOUT_HEADER
+from services.common.telemetry import SESSION_HEADER, TIMEOUT_HEADER
 from services.common.wire import ChatRequest, CompletionRequest, Kind, validate
+from services.gateway.aliases import conversation_of, resolve
 from services.gateway.call import Call, Reply
 from services.gateway.parts import Gateway
 
@@ -23,10 +24,13 @@ def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
     """
     settings = gateway.settings
     body.pop("cache_salt", None)  # the tenant's salt is the gateway's to set
-    parsed = validate(ChatRequest if kind == "chat" else CompletionRequest, body)
-    if parsed.token_limit is None:
+    if body.get("max_tokens") is None and (kind != "chat" or body.get("max_completion_tokens") is None):
         body["max_tokens"] = settings.default_max_tokens
-        parsed = parsed.model_copy(update={"max_tokens": settings.default_max_tokens})
+    session = request.headers.get(SESSION_HEADER)
+    asked_model = body.get("model")
+    if isinstance(asked_model, str) and (weights := settings.aliases.get(asked_model)) is not None:
+        body["model"] = resolve(asked_model, weights, conversation_of(body, session))
+    parsed = validate(ChatRequest if kind == "chat" else CompletionRequest, body)
     cache_control = request.headers.get("Cache-Control", "").lower()
     return Call(
         kind=kind,
@@ -39,6 +43,8 @@ def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
         timeout=_timeout(settings.route_timeouts.get(request.path, settings.request_timeout)),
         use_cache="no-cache" not in cache_control and "no-store" not in cache_control,
         client=request.environ.get("gunicorn.socket"),
+        asked_model=str(asked_model),
+        session=session,
         log_fields=g.log_fields,
     )
 
