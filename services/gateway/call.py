@@ -13,6 +13,7 @@ from services.common.errors import DeadlineExceeded
 from services.common.ids import new_id
 from services.common.sse import Event
 from services.common.wire import FinishReason, GenerationRequest, Kind, Usage
+from services.gateway import route
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,19 @@ class Call:
 class Spent:
     """What a call used and how it went; filled in while the answer is made, read by `settle`."""
 
+    asked_model: str = ""
+    """What the client wrote."""
+    model: str = ""
+    """The one that answers, or is to answer: another than the call's where a fallback took it."""
     upstream: str | None = None
+    policy: str | None = None
+    """Why that pod: the choice's reason, `hold` while there is none."""
+    queue: int | None = None
+    """Requests that waited in that pod when it was chosen; None where it does not say."""
+    cache: str = "bypass"
+    """What the response cache did: hit, miss, bypass, or the way that the answer was shared."""
+    held: float = 0.0
+    """Seconds that the call waited for a pod to become ready."""
     retries: int = 0
     """How often it was sent to another pod."""
     resumes: int = 0
@@ -88,6 +101,23 @@ class Spent:
     cacheable: bool = True
     answer: bytes | None = None
     """The body of an answer that was not streamed."""
+
+    @property
+    def route(self) -> str:
+        """Where the call went and why, as far as it has come."""
+        return route.write(
+            {
+                "model": self.model,
+                "asked": self.asked_model if self.asked_model != self.model else None,
+                "replica": route.replica(self.upstream),
+                "policy": self.policy,
+                "queue": self.queue,
+                "cache": self.cache,
+                "retries": self.retries,
+                "resumes": self.resumes or None,
+                "held": self.held or None,
+            }
+        )
 
     @property
     def tokens(self) -> Usage:
