@@ -11,14 +11,22 @@ import uuid
 from collections.abc import Mapping
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import from_json
 
 from services.common.errors import InvalidRequest, MalformedJson
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+MAX_TOKENS = 2**31 - 1
+"""No count of tokens is larger: what is, is a mistake, and would not fit into Redis' numbers."""
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 1024
+"""Characters of one stop sequence; the engine compares each with the end of the text at every token."""
+MAX_PROMPTS = 2048
+TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
 class WireModel(BaseModel):
@@ -52,10 +60,10 @@ class GenerationRequest(WireModel):
     repetition_penalty, ignore_eos, priority, cache_salt)."""
 
     model: str = Field(min_length=1, max_length=256)
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOKENS)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0, le=10)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -71,14 +79,17 @@ class GenerationRequest(WireModel):
     """Smaller goes first."""
     cache_salt: str | None = Field(None, max_length=256)
     """Whose request it is, set by the gateway: cached prefixes and turns are shared by it."""
-    resume_token_ids: list[NonNegativeInt] | None = Field(None, max_length=1 << 20)
+    resume_token_ids: list[TokenId] | None = Field(None, max_length=1 << 20)
     """The answer's first tokens, whose text the client has: the gateway's way to go on where a pod was lost."""
 
     @field_validator("stop")
     @classmethod
     def _check_stop(cls, value: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(value, list) and len(value) > 16:
-            raise ValueError("at most 16 stop sequences are allowed")
+        stops = value if isinstance(value, list) else [value or ""]
+        if len(stops) > MAX_STOPS:
+            raise ValueError(f"at most {MAX_STOPS} stop sequences are allowed")
+        if any(len(text) > MAX_STOP_LENGTH for text in stops):
+            raise ValueError(f"a stop sequence may have at most {MAX_STOP_LENGTH} characters")
         return value
 
     @field_validator("logit_bias")
@@ -134,7 +145,7 @@ class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1, max_length=2048)
-    max_completion_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
@@ -157,7 +168,7 @@ class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`. A prompt is text or token ids; there may be several, which is answered as several
     choices: the choices of the first prompt, then those of the second, and so on."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool | None = None
 
@@ -165,6 +176,8 @@ class CompletionRequest(GenerationRequest):
     def _check_prompt(self) -> Self:
         if isinstance(self.prompt, list) and not self.prompt:
             raise ValueError("prompt must not be empty")
+        if len(self.prompts) > MAX_PROMPTS:
+            raise ValueError(f"at most {MAX_PROMPTS} prompts are allowed in one request")
         return self
 
     @property
@@ -209,25 +222,34 @@ def validate(kind: type[Request], value: Mapping[str, Any]) -> Request:
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = _path_in(value, first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
+        where, reason = _first(error, value)
         message = f"Invalid value for '{where}': {reason}." if where else f"{reason}."
         raise InvalidRequest(message, param=where) from None
 
 
-def _path_in(value: Any, location: tuple[int | str, ...]) -> str | None:
-    """The location as a dotted path into `value`; leaves out the names of union branches that pydantic puts in it."""
+def _first(error: ValidationError, value: Mapping[str, Any]) -> tuple[str | None, str]:
+    """Where the first thing is wrong, and why. pydantic tells of every branch of a union that the value is not: the
+    branch that went deepest is the one that was meant."""
+    found = error.errors(include_url=False, include_input=False)
+    paths = [_path_in(value, each["loc"], missing=each["type"] == "missing") for each in found]
+    at = max((n for n in range(len(found)) if found[n]["loc"][:1] == found[0]["loc"][:1]), key=lambda n: len(paths[n]))
+    return ".".join(paths[at]) or None, found[at]["msg"].removeprefix("Value error, ")
+
+
+def _path_in(value: Any, location: tuple[int | str, ...], *, missing: bool) -> list[str]:
+    """The location as a path into `value`; leaves out the names of union branches that pydantic puts in it."""
     path = []
-    for part in location:
+    for number, part in enumerate(location, 1):
         if isinstance(value, Mapping) and isinstance(part, str):
+            if part not in value and not (missing and number == len(location)):
+                continue
             value = value.get(part)
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             value = value[part]
         else:
             continue
         path.append(str(part))
-    return ".".join(path) or None
+    return path
 
 
 @dataclass(frozen=True)
