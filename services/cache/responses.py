@@ -23,13 +23,26 @@ def answer_key(salt: str, kind: str, body: Mapping[str, Any]) -> str:
     return f"forebay:answer:{digest}"
 
 
-class Responses:
-    """Keeps answers for `ttl` seconds (0: keeps none). Looked up by `Quotas.reserve`, in the same exchange."""
+def flight_key(answer: str) -> str:
+    """Where it is written who computes the answer under the key `answer` at the moment."""
+    return f"forebay:flight:{answer.rpartition(':')[2]}"
 
-    def __init__(self, connection: Connection, *, ttl: int, max_bytes: int) -> None:
+
+class Responses:
+    """Keeps answers for `ttl` seconds (0: keeps none). Looked up by `Quotas.reserve`, in the same exchange.
+
+    `max_bytes` bounds one answer; all together are bounded by Redis' own `maxmemory`, which evicts the least used.
+    """
+
+    def __init__(self, connection: Connection, *, ttl: int, max_bytes: int, shared_salt: str = "") -> None:
         self._connection = connection
         self._ttl = ttl
         self._max_bytes = max_bytes
+        self._shared_salt = shared_salt
+
+    def salt(self, own: str, *, share: bool) -> str:
+        """What the keys of a tenant's answers are salted with: its own salt, or the one of all who share."""
+        return self._shared_salt if share and self._shared_salt else own
 
     @property
     def enabled(self) -> bool:

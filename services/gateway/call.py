@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from socket import socket
 from typing import Any
 
@@ -41,6 +41,14 @@ class Call:
     """What the client wrote: the model, or an alias that stands for it."""
     session: str | None = None
     """The client's own name of the conversation, None where it gives none."""
+    keep: bool = True
+    """False when no other request may get this answer (`Cache-Control: no-store`)."""
+    resumable: bool = False
+    """Whether the stream's events are numbered and kept for a while, as EventSource clients expect."""
+    last_event_id: str | None = None
+    """The last event that the client has of a stream that it lost, as it says in `Last-Event-ID`."""
+    idempotency_key: str | None = None
+    """The client's own name of this request, by which it may be sent again."""
     log_fields: dict[str, Any] = field(default_factory=dict)
     """Goes into the request's log line."""
 
@@ -93,6 +101,12 @@ class Spent:
     """Running counts of a stream, from the pod's notes. Every prompt has tokens: 0 is a pod that sends no notes."""
     token_ids: array[int] = field(default_factory=lambda: array("i"))
     """The tokens of the chunks that went on to the client, from the pod's notes. Packed: every open stream has one."""
+    seed: int | None = None
+    """What pods draw the answer by, where the client gave no seed; None until it is sent to one."""
+    recalled: str | None = None
+    """How the answer was there already: hit, coalesced or replayed; None where pods make it for this call."""
+    given: int = 0
+    """Tokens of the answer that were not generated for this call, which goes on after them."""
     first_token_at: float | None = None
     outcome: str | None = None
     text: list[str] = field(default_factory=list)
@@ -123,6 +137,21 @@ class Spent:
     def tokens(self) -> Usage:
         """The best count there is."""
         return self.usage or Usage(self.prompt_tokens, self.completion_tokens)
+
+    @property
+    def charged(self) -> Usage:
+        """What was used for this call alone: nothing where others had made the answer, and not what they had begun."""
+        if self.recalled is not None:
+            return Usage(0, 0)
+        tokens = self.tokens
+        return replace(tokens, completion_tokens=tokens.completion_tokens - self.given) if self.given else tokens
+
+    @property
+    def saved(self) -> Usage:
+        """What this call would have used besides, had nobody made it before."""
+        if self.recalled is not None:
+            return self.tokens
+        return Usage(0, self.given)
 
 
 @dataclass
