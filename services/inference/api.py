@@ -18,7 +18,7 @@ from flask import Flask, Response, g, jsonify, request
 from services.common import sse
 from services.common.errors import ModelNotFound
 from services.common.settings import InferenceSettings
-from services.common.telemetry import TIMEOUT_HEADER, WEIGHT_HEADER
+from services.common.telemetry import CALL_HEADER, TIMEOUT_HEADER, WEIGHT_HEADER
 from services.common.wire import (
     Answer,
     ChatRequest,
@@ -30,6 +30,7 @@ from services.common.wire import (
     validate,
 )
 from services.inference.answers import Choice, make_choices, read, stream, usage, whole
+from services.inference.calls import Calls
 from services.inference.chat import chat_prompt, completion_prompts
 from services.inference.disconnect import Watcher
 from services.inference.models import Models
@@ -44,8 +45,8 @@ Encode = Callable[["Engine"], list[list[int]]]
 """The ids of a request's prompts, by the tokenizer of its model."""
 
 
-def register(app: Flask, models: Models, settings: InferenceSettings) -> None:
-    """Adds the routes to an application."""
+def register(app: Flask, models: Models, calls: Calls, settings: InferenceSettings) -> None:
+    """Adds the routes to an application; what their calls cost is kept in `calls`."""
     watcher = Watcher()
     started = int(time.time())
 
@@ -86,6 +87,7 @@ def register(app: Flask, models: Models, settings: InferenceSettings) -> None:
             terms = Terms(deadline, weighs, models.adapter(asked.model), settings.max_batch + settings.max_queue)
             generations = held.enter_context(submitted(engine, asked, encode(engine), terms))
             choices = make_choices(kind, asked, generations, engine.loaded.tokenizer)
+            calls.follow(request.headers.get(CALL_HEADER), generations, partial(usage, asked, choices))
             held.callback(_log, g.log_fields, asked, choices)
             held.enter_context(watch(partial(cancel, generations)))
             pieces = read(choices)

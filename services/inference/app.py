@@ -11,7 +11,7 @@ from flask import Flask, Response, jsonify
 from services.common.metrics import EngineMetrics
 from services.common.settings import InferenceSettings
 from services.common.telemetry import configure_logging
-from services.inference import api
+from services.inference import api, calls
 from services.inference.catalogue import parse_catalogue
 from services.inference.models import Models
 from services.inference.watchdog import logged_once
@@ -33,7 +33,9 @@ def create_app(settings: InferenceSettings | None = None) -> Flask:
     models = Models(catalogue, settings, EngineMetrics())
     app = edge.create_app("inference", max_body_bytes=MAX_BODY_BYTES, trouble=logged_once(models.trouble))
     app.extensions["forebay.models"] = models  # where the hooks of gunicorn_conf.py find them
-    api.register(app, models, settings)
+    followed = calls.Calls()
+    api.register(app, models, followed, settings)
+    calls.register(app, followed)
 
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:

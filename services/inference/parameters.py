@@ -78,7 +78,7 @@ def read_sampling(asked: GenerationRequest, loaded: Loaded) -> Sampling:
 
 
 def read_number(name: str, given: str | None, default: float, *, least: float, most: float) -> float:
-    """The value of a header that is a number; the default where it was not given.
+    """The value of a header or parameter that is a number; the default where it was not given.
 
     Raises:
         InvalidRequest: it is none, or out of its range.
@@ -90,5 +90,5 @@ def read_number(name: str, given: str | None, default: float, *, least: float, m
     except ValueError:
         value = math.nan
     if not least <= value <= most:
-        raise InvalidRequest(f"The header {name} must be a number from {least:g} to {most:g}.")
+        raise InvalidRequest(f"{name} must be a number from {least:g} to {most:g}.")
     return value

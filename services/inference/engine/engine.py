@@ -276,6 +276,9 @@ class Engine:
     def _tell(self, generation: Generation, outcome: str, last: Piece | ApiError) -> None:
         generation.outcome = outcome
         self._meter.ended(generation, outcome)
+        tell, generation.on_end = generation.on_end, None  # once, and then it holds nothing any longer
+        if tell is not None:
+            tell()
         generation.put(last)
 
     def _reread(self, generation: Generation, resume: Listing[int]) -> Finish | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -53,6 +53,8 @@ class Generation:
     """Whether a step of it ran out of memory before."""
     outcome: str | None = None
     """How it ended, as the metrics name it; None while it runs."""
+    on_end: Callable[[], None] | None = field(default=None, repr=False)
+    """Called in the engine's thread once it has ended, before its consumer is told; must neither wait nor raise."""
     pieces: SimpleQueue[tuple[Generation, Piece | ApiError]] = field(default_factory=SimpleQueue, repr=False)
     """Where its pieces go; those that are read together have one."""
 
