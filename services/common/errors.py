@@ -59,6 +59,13 @@ class ContextLengthExceeded(InvalidRequest):
     code = "context_length_exceeded"
 
 
+class ContentPolicyViolation(InvalidRequest):
+    code = "content_policy_violation"
+
+    def __init__(self, *, param: str) -> None:
+        super().__init__("The moderation policy of this service does not allow this prompt.", param=param)
+
+
 class NotAuthenticated(ApiError):
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
 
@@ -104,6 +111,24 @@ class QueueFull(ApiError):
 
 class UpstreamUnavailable(ApiError):
     status, type, code = 503, "server_error", "upstream_unavailable"
+
+
+class AccountsUnavailable(ApiError):
+    """The accounts' database can't be reached, so nobody can say who this is or keep what was asked for."""
+
+    status, type, code = 503, "server_error", "accounts_unavailable"
+
+    def __init__(self, *, retry_after: float = 1.0) -> None:
+        super().__init__("The database of accounts can't be reached just now. Try again soon.", retry_after=retry_after)
+
+
+class ModerationUnavailable(ApiError):
+    """The moderation model gave no answer, and what it has not seen may not pass."""
+
+    status, type, code = 503, "server_error", "moderation_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The prompt could not be checked just now. Try again soon.", retry_after=1)
 
 
 class DeadlineExceeded(ApiError):

@@ -100,6 +100,9 @@ class GatewaySettings(CommonSettings):
         "sqlite:///.forebay/forebay.db", description="SQLAlchemy URL of accounts, keys and revocations."
     )
     database_pool_size: int = Field(20, ge=1, description="Connections that one worker keeps to the database server.")
+    database_timeout: float = Field(
+        5.0, gt=0, description="Seconds to wait for a connection to the database, a lock in it or its answer."
+    )
     jwt_secret: SecretStr = Field(description="Signs log-in tokens. Needed; 32 bytes or more.", min_length=32)
     key_secret: SecretStr = Field(
         description="Keys the hashes of API keys and the tenants' cache salts. Needed; 32 bytes or more.", min_length=32
@@ -111,10 +114,43 @@ class GatewaySettings(CommonSettings):
     )
     requests_per_minute: int = Field(600, ge=1, description="Limit of a key that has none of its own.")
     tokens_per_minute: int = Field(200_000, ge=1, description="Limit of a key that has none of its own.")
+    concurrent_requests: int | None = Field(
+        None, ge=1, description="Requests that a key may have running at the same time, where it has no limit of its own."
+    )
+    tokens_per_day: int | None = Field(None, ge=1, description="Budget of a key that has none of its own.")
+    tokens_per_month: int | None = Field(None, ge=1, description="Budget of a key that has none of its own.")
+    micros_per_day: int | None = Field(
+        None, ge=1, description="Budget of a key that has none of its own, in millionths of the currency of `prices`."
+    )
+    micros_per_month: int | None = Field(None, ge=1, description="The same for a month.")
     default_max_tokens: int = Field(1024, ge=1, description="`max_tokens` of a request that names none.")
     cache_ttl: int = Field(3600, ge=0, description="Seconds a cached answer is kept; 0 turns the response cache off.")
     cache_max_bytes: int = Field(1_048_576, ge=1, description="Answers larger than this are not cached.")
     max_body_bytes: int = Field(2_097_152, ge=1, description="Request bodies larger than this are refused with 413.")
+    max_json_depth: int = Field(
+        64, ge=4, le=200, description="Levels of lists and objects in a request body; what is nested deeper is refused."
+    )
+    max_messages: int = Field(2048, ge=1, le=2048, description="Messages that one chat request may have.")
+    max_text_length: int = Field(1_048_576, ge=1, description="Characters that any one text of a request may have.")
+    strip_html: bool = Field(
+        False,
+        description="Take HTML out of messages and prompts before a model sees them. Damages code in prompts, in which "
+        "`<` is no tag.",
+    )
+    moderation_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="Base URL of a service that speaks OpenAI's `/v1/moderations`, asked before a prompt goes to a "
+        "pod; what it flags is refused. Without one nothing is asked.",
+    )
+    moderation_model: str = Field("", description="The moderation model's name; without one the service chooses.")
+    moderation_key: SecretStr | None = Field(None, description="The moderation service's API key, where it needs one.")
+    moderation_timeout: float = Field(2.0, gt=0, description="Seconds that the moderation service may take.")
+    moderation_failure: Literal["closed", "open"] = Field(
+        "closed",
+        description="What becomes of a prompt when the moderation service does not answer: `closed` refuses it with "
+        "503, `open` lets it pass.",
+    )
     route_timeouts: dict[str, float] = Field(
         {}, description='Time-outs of single routes, as JSON: `{"/generate": 30}`; the others take request_timeout.'
     )

@@ -19,9 +19,11 @@ from flask_jwt_extended import decode_token
 from flask_jwt_extended.exceptions import JWTExtendedException
 from jwt import PyJWTError
 
+from services.cache.windows import LIMITS, Limits
 from services.common.errors import Forbidden, NotAuthenticated, TokenExpired
 from services.common.settings import GatewaySettings
-from services.gateway.accounts import Accounts, User
+from services.gateway.accounts import Accounts, Tenant, User
+from services.gateway.accounts.tables import Rights
 
 MAX_TRUSTED = 10_000
 """Credentials that a process remembers, about 5 MB of them."""
@@ -32,15 +34,26 @@ _BEARER = re.compile(r"\s*bearer\s+([A-Za-z0-9._~+/=-]{1,4096})\s*", re.ASCII | 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who makes the request, and what it may. `tenant` is a slug, fit for a metric label; `subject` is what the quotas
-    count on, `key:<id>` or `user:<id>`; `cache_salt` keys the response cache and the pods' KV prefix cache."""
+    """Who makes the request, and what it may."""
 
     tenant: str
+    """A slug, fit for a metric label."""
+    tenant_id: str
     subject: str
+    """What the quotas and the ledger count on: `key:<id>`, `user:<id>` or `oidc:<hash>`."""
     scopes: frozenset[str]
-    requests_per_minute: int
-    tokens_per_minute: int
+    models: frozenset[str] | None
+    """The models that it may use, None for all."""
+    limits: Limits
+    """The subject's own."""
+    tenant_limits: Limits
+    """Those of all subjects of the tenant together."""
     cache_salt: str
+    """Keys the tenant's entries in the response cache and in the pods' KV prefix cache."""
+    weight: float = 1.0
+    """The tenant's fair share of a pod beside others."""
+    share_cache: bool = False
+    """Whether the tenant shares cached answers with the others that do."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,15 @@ class Identifier:
         self._settings = settings
         self._clock = clock
         self._monotonic = monotonic
+        self._default_limits = Limits(
+            settings.requests_per_minute,
+            settings.tokens_per_minute,
+            settings.concurrent_requests,
+            settings.tokens_per_day,
+            settings.tokens_per_month,
+            settings.micros_per_day,
+            settings.micros_per_month,
+        )
         # Keyed by a hash under a key of this process alone: a dump of the memory does not show the credentials.
         self._hash_key = secrets.token_bytes(32)
         self._trusted: dict[bytes, tuple[Principal, float]] = {}
@@ -181,30 +203,37 @@ class Identifier:
             raise NotAuthenticated("The API key is not known.")
         if key.revoked_at is not None:
             raise NotAuthenticated("The API key has been revoked.")
+        if key.disabled:
+            raise NotAuthenticated("The API key is disabled.")
         if key.expired(now):
             raise TokenExpired("The API key has expired.")
-        principal = Principal(
-            tenant=key.tenant.name,
-            subject=f"key:{key.id}",
-            scopes=key.scopes,
-            requests_per_minute=key.requests_per_minute or self._settings.requests_per_minute,
-            tokens_per_minute=key.tokens_per_minute or self._settings.tokens_per_minute,
-            cache_salt=self._accounts.cache_salt(key.tenant),
-        )
-        return principal, key.expires_at
+        return self._principal(key.tenant, f"key:{key.id}", key.scopes, key), key.expires_at
 
     def _check_token(self, token: str, now: float) -> tuple[Principal, float | None]:
         claims = read_token(token, "access", now=now)
         user = token_user(self._accounts, claims)
-        principal = Principal(
-            tenant=user.tenant.name,
-            subject=f"user:{user.id}",
-            scopes=user.scopes,
-            requests_per_minute=self._settings.requests_per_minute,
-            tokens_per_minute=self._settings.tokens_per_minute,
-            cache_salt=self._accounts.cache_salt(user.tenant),
+        return self._principal(user.tenant, f"user:{user.id}", user.scopes, user), claims.expires_at
+
+    def _principal(self, tenant: Tenant, subject: str, scopes: frozenset[str], rights: Rights | None) -> Principal:
+        """The principal of a credential that holds. `rights` are its own, where it has some.
+
+        Raises:
+            Forbidden: its tenant is disabled.
+        """
+        if tenant.disabled:
+            raise Forbidden(f"The tenant '{tenant.name}' is disabled.")
+        return Principal(
+            tenant=tenant.name,
+            tenant_id=tenant.id,
+            subject=subject,
+            scopes=scopes,
+            models=_both(tenant.allowed_models, rights.allowed_models if rights is not None else None),
+            limits=_with_defaults(rights.limits, self._default_limits) if rights is not None else self._default_limits,
+            tenant_limits=tenant.limits,
+            cache_salt=self._accounts.cache_salt(tenant),
+            weight=tenant.weight,
+            share_cache=tenant.share_cache,
         )
-        return principal, claims.expires_at
 
     def _remember(self, digest: bytes, principal: Principal, until: float, generation: int) -> None:
         with self._lock:
@@ -214,3 +243,14 @@ class Identifier:
             if len(self._trusted) >= MAX_TRUSTED:
                 del self._trusted[next(iter(self._trusted))]
             self._trusted[digest] = (principal, until)
+
+
+def _both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:
+    """The models that are on both lists."""
+    if one is None or other is None:
+        return one if other is None else other
+    return one & other
+
+
+def _with_defaults(own: Limits, default: Limits) -> Limits:
+    return Limits(*(getattr(default if getattr(own, name) is None else own, name) for name in LIMITS))

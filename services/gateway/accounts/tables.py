@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, MetaData, String, Text, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from services.cache.windows import LIMITS, Limits
 from services.common.ids import new_id
 
 Role = Literal["admin", "member"]

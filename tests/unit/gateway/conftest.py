@@ -106,7 +106,8 @@ def app(accounts: Accounts, settings: GatewaySettings, identifier: Identifier) -
     @made.get("/whoami")
     def whoami() -> Any:
         principal = identifier.identify(request.headers.get("Authorization"))
-        return jsonify({**asdict(principal), "scopes": sorted(principal.scopes)})
+        models = None if principal.models is None else sorted(principal.models)
+        return jsonify({**asdict(principal), "scopes": sorted(principal.scopes), "models": models})
 
     return made
 

@@ -188,7 +188,7 @@ def test_the_cache_salt_is_the_tenants_own(accounts: Accounts) -> None:
 
 
 def test_sqlite_runs_in_wal_mode_with_foreign_keys(accounts: Accounts, database: Path) -> None:
-    with accounts._sessions() as session:
+    with accounts.sessions.read() as session:
         assert session.scalar(text("PRAGMA foreign_keys")) == 1
         assert session.scalar(text("PRAGMA busy_timeout")) == 5000
         assert session.scalar(text("PRAGMA journal_mode")) == "wal"

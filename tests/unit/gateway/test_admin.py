@@ -132,7 +132,7 @@ def test_a_created_key_works_and_is_shown_once(client: FlaskClient, operator: He
     assert made.headers["Cache-Control"] == "no-store"
     plain = made.get_json()["key"]
     principal = client.get("/whoami", headers=bearer(plain)).get_json()
-    assert (principal["tenant"], principal["requests_per_minute"], principal["tokens_per_minute"]) == ("demo", 7, 70)
+    assert (principal["tenant"], principal["limits"]["requests_per_minute"], principal["limits"]["tokens_per_minute"]) == ("demo", 7, 70)
     assert plain not in client.get("/admin/keys", headers=operator).text
 
 

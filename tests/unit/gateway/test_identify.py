@@ -56,13 +56,13 @@ def test_a_key_gives_its_tenant_its_id_and_the_default_limits(
     assert principal.tenant == "demo"
     assert principal.subject == f"key:{accounts.find_key(key).id}"
     assert principal.scopes == {"inference"}
-    assert (principal.requests_per_minute, principal.tokens_per_minute) == (600, 200_000)
+    assert (principal.limits.requests_per_minute, principal.limits.tokens_per_minute) == (600, 200_000)
 
 
 def test_a_keys_own_limits_come_before_the_defaults(identifier: Identifier, accounts: Accounts) -> None:
     _, plain = accounts.create_key("demo", "ci", requests_per_minute=7, tokens_per_minute=70)
     principal = identifier.identify(f"Bearer {plain}")
-    assert (principal.requests_per_minute, principal.tokens_per_minute) == (7, 70)
+    assert (principal.limits.requests_per_minute, principal.limits.tokens_per_minute) == (7, 70)
 
 
 def test_the_cache_salt_is_an_hmac_of_the_tenants_id(identifier: Identifier, accounts: Accounts, key: str) -> None:
@@ -243,7 +243,7 @@ def test_an_access_token_gives_its_user_the_default_limits(
         principal = identifier.identify(f"Bearer {ada['access_token']}")
     assert principal.subject == f"user:{accounts.find_user('ada').id}"
     assert (principal.tenant, principal.scopes) == ("demo", {"inference"})
-    assert (principal.requests_per_minute, principal.tokens_per_minute) == (600, 200_000)
+    assert (principal.limits.requests_per_minute, principal.limits.tokens_per_minute) == (600, 200_000)
 
 
 def test_an_access_token_expires_even_while_it_is_trusted(

@@ -1,0 +1,68 @@
+"""The schema's way from one version to the next, by Alembic. `python -m services.gateway.accounts.migrate` goes it from a
+shell, with the settings of the environment; every process that opens the accounts goes it too.
+
+Migrations only add, with defaults that the version before can live with, since during a rolling update both run. So a
+database that is ahead of this code, as after a step back, is left as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, inspect
+
+log = logging.getLogger("forebay.accounts")
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+FIRST = "0001"
+"""What a database is that was made before there were migrations."""
+
+
+def upgrade(connection: Connection) -> None:
+    """Brings the schema to the newest version within the connection's transaction. The caller holds the lock.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: the database can't be written.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    scripts = ScriptDirectory.from_config(config)
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current == scripts.get_current_head():
+        return
+    if current is None and inspect(connection).has_table("tenants"):
+        command.stamp(config, FIRST)
+    elif current is not None and current not in {script.revision for script in scripts.walk_revisions()}:
+        log.warning("the database is of a newer version than this gateway", extra={"revision": current})
+        return
+    command.upgrade(config, "head")
+
+
+def main() -> int:
+    """Migrates the database of the settings. Exit status 0, or 2 where the settings are not complete."""
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from services.common.settings import GatewaySettings  # noqa: PLC0415
+    from services.gateway.accounts.database import migrate, open_engine  # noqa: PLC0415
+
+    try:
+        settings = GatewaySettings()
+    except ValidationError as error:
+        wrong = ", ".join(f"FOREBAY_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False))
+        sys.stderr.write(f"The settings are not complete: {wrong}\n")
+        return 2
+    engine = open_engine(settings.database_url, pool_size=1, wait=settings.database_timeout)
+    migrate(engine)
+    engine.dispose()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
