@@ -1,6 +1,6 @@
 """How gunicorn runs a gateway: `gunicorn -c python:services.gateway.gunicorn_conf`.
 
-Cooperative workers (gevent), since the gateway does nothing but wait on sockets.
+Cooperative workers (gevent), since the gateway does nothing but wait on sockets; `drain.py` says how one ends.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ prepare_metrics_folder()
 
 from services.common.settings import GatewaySettings  # noqa: E402
 from services.common.telemetry import configure_logging  # noqa: E402
+from services.gateway import drain  # noqa: E402
 
 _settings = GatewaySettings()
 configure_logging("gateway", _settings)
 
 wsgi_app = "services.gateway.app:create_app()"
 bind = f"{_settings.host}:{_settings.gateway_port}"
-worker_class = "gevent"
+worker_class = "services.gateway.drain.Worker"
 workers = _settings.gateway_workers
 worker_connections = _settings.gateway_connections
 keepalive = 75  # longer than the 60 s of common load balancers, so that they and not we close an idle connection
 timeout = 60  # for a worker's heartbeat, not for a request: those have deadlines of their own
-graceful_timeout = int(_settings.shutdown_grace)
+graceful_timeout = drain.longest(_settings)
 control_socket_disable = True
 proc_name = "forebay-gateway"
 
