@@ -113,6 +113,19 @@ class UpstreamUnavailable(ApiError):
     status, type, code = 503, "server_error", "upstream_unavailable"
 
 
+class NoPodReady(UpstreamUnavailable):
+    """No pod takes requests for a model that there is; one may before long."""
+
+
+class ShuttingDown(ApiError):
+    """The gateway process ends, and the request had not by then; another gateway will take it."""
+
+    status, type, code = 503, "server_error", "shutting_down"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway shuts down before the answer was whole. Try again.", retry_after=1)
+
+
 class AccountsUnavailable(ApiError):
     """The accounts' database can't be reached, so nobody can say who this is or keep what was asked for."""
 

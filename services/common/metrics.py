@@ -58,6 +58,12 @@ class GatewayMetrics:
             ["tenant", "cause"],
             registry=registry,
         )
+        self.moderations = Counter(
+            "forebay_gateway_moderations_total",
+            "Prompts that the moderation model was asked about, by result: passed, flagged, failed (no answer).",
+            ["result"],
+            registry=registry,
+        )
         self.streams = Gauge(
             "forebay_gateway_streams_open", "Streams being relayed.", multiprocess_mode="livesum", registry=registry
         )

@@ -12,7 +12,9 @@ from services.common.settings import GatewaySettings
 from services.common.telemetry import configure_logging
 from services.gateway import pulse
 from services.gateway.accounts import open_accounts
+from services.gateway.drain import draining
 from services.gateway.identify import Identifier
+from services.gateway.moderation import Moderator
 from services.gateway.parts import Gateway
 from services.gateway.routes import admin, guide, login, openai
 from services.gateway.upstreams.discover import Fleet
@@ -37,6 +39,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         quotas=Quotas(connection),
         responses=Responses(connection, ttl=settings.cache_ttl, max_bytes=settings.cache_max_bytes),
         fleet=Fleet(Source(settings.upstreams), interval=settings.upstream_poll_interval, metrics=metrics),
+        moderator=Moderator(settings, metrics) if settings.moderation_url else None,
     )
     gateway.fleet.start()
     pulse.watch(connection, metrics.cache_down)
@@ -49,8 +52,10 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
     app.register_blueprint(admin.blueprint(accounts, gateway.identifier))
 
     @app.get("/readyz")
-    def readyz() -> Response:
+    def readyz() -> tuple[Response, int]:
+        if draining():
+            return jsonify(status="draining"), 503
         # Not a matter of pods: a gateway without one still answers, with a sentence and a Retry-After.
-        return jsonify(status="ready", models=sorted(gateway.fleet.models()))
+        return jsonify(status="ready", models=sorted(gateway.fleet.models())), 200
 
     return app

@@ -10,6 +10,7 @@ from services.cache.responses import Responses
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
 from services.gateway.identify import Identifier
+from services.gateway.moderation import Moderator
 from services.gateway.upstreams.discover import Fleet
 
 
@@ -24,3 +25,5 @@ class Gateway:
     quotas: Quotas
     responses: Responses
     fleet: Fleet
+    moderator: Moderator | None
+    """None where no moderation model is named."""

@@ -21,7 +21,11 @@ def answer(gateway: Gateway, call: Call) -> Reply:
     admission = admit(gateway, principal, call)
     spent = Spent()
     try:
-        reply = recall(call, admission, spent) or dispatch(gateway, principal, call, spent)
+        reply = recall(call, admission, spent)
+        if reply is None:
+            if gateway.moderator is not None:
+                gateway.moderator.ask(call)
+            reply = dispatch(gateway, principal, call, spent)
     except BaseException as error:
         settle(gateway, call, admission, spent, error)
         raise

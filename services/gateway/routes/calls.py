@@ -11,6 +11,7 @@ from services.common import sse
 from services.common.errors import InvalidRequest
 from services.common.telemetry import SESSION_HEADER, TIMEOUT_HEADER
 from services.common.wire import ChatRequest, CompletionRequest, Kind, validate
+from services.gateway import policy
 from services.gateway.aliases import conversation_of, resolve
 from services.gateway.call import Call, Reply
 from services.gateway.parts import Gateway
@@ -23,6 +24,7 @@ def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
         InvalidRequest: a field or header has a wrong value; names it.
     """
     settings = gateway.settings
+    policy.apply(settings, body)
     body.pop("cache_salt", None)  # the tenant's salt is the gateway's to set
     if body.get("max_tokens") is None and (kind != "chat" or body.get("max_completion_tokens") is None):
         body["max_tokens"] = settings.default_max_tokens
