@@ -7,9 +7,14 @@ when it is settled. The stream has no expiry and nothing trims it: an entry leav
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
+
+from redis import Redis
+from redis.exceptions import ResponseError
+
+from services.cache.connection import Connection
 
 STREAM = "forebay:ledger"
 """Key of the stream that `settle.lua` adds to."""
@@ -78,3 +83,136 @@ class Entry:
 
 
 _NAMES = frozenset(field.name for field in fields(Entry))
+
+
+GROUP = "sql"
+"""The consumer group: each entry is given to one of the gateways, which answers for it until SQL has it."""
+UNREADABLE = "forebay:ledger:unreadable"
+"""Entries that SQL or this version can't take, with the reason, for a person to look at; the newest thousand."""
+IDLE_MS = 30_000
+"""After so long in the hands of a gateway an entry is given to another, whatever has become of the first."""
+
+Waiting = tuple[bytes, Mapping[Any, Any]]
+"""An entry's id in the stream, and its fields."""
+
+
+@dataclass(frozen=True)
+class Lag:
+    """How far SQL is behind. `oldest` is the age in seconds of the entry that has waited longest, 0 where none does."""
+
+    entries: int
+    oldest: float
+
+
+class Stream:
+    """The stream as one gateway process reads it. Every method raises `CacheDown` while Redis can't be reached."""
+
+    def __init__(self, connection: Connection, consumer: str) -> None:
+        self._connection = connection
+        self._consumer = consumer
+
+    def take(self, count: int, *, again: bool = False) -> list[Waiting]:
+        """Up to `count` entries that nobody else is given; with `again`, those that we were given and have still."""
+
+        def read(redis: Redis) -> Any:
+            return redis.xreadgroup(GROUP, self._consumer, {STREAM: "0" if again else ">"}, count=count)
+
+        try:
+            found = self._connection.reach(read)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
+            self._make_group()
+            found = self._connection.reach(read)
+        return [(number, fields or {}) for _, entries in _pairs(found) for number, fields in entries]
+
+    def inherit(self, count: int) -> list[Waiting]:
+        """Up to `count` entries that another gateway has had for `IDLE_MS`; they are ours now."""
+
+        def claim(redis: Redis) -> Any:
+            return redis.xautoclaim(STREAM, GROUP, self._consumer, IDLE_MS, count=count)
+
+        try:
+            return [(number, fields or {}) for number, fields in self._connection.reach(claim)[1]]
+        except ResponseError as error:  # nothing was ever settled
+            if not str(error).startswith("NOGROUP"):
+                raise
+            return []
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Adds entries that did not get here by `settle.lua`."""
+
+        def add(redis: Redis) -> None:
+            with redis.pipeline(transaction=False) as pipeline:
+                for entry in entries:
+                    pipeline.xadd(STREAM, dict([entry.fields()]))
+                pipeline.execute()
+
+        self._connection.reach(add)
+
+    def finish(self, numbers: Iterable[bytes], unreadable: Iterable[tuple[Waiting, str]] = ()) -> None:
+        """Takes entries out, once SQL has them; puts those that it can't take aside."""
+        done, bad = list(numbers), list(unreadable)
+
+        def finish(redis: Redis) -> None:
+            with redis.pipeline(transaction=True) as pipeline:
+                for (number, fields), reason in bad:
+                    aside = {"reason": reason, **{_text(name): value for name, value in fields.items()}}
+                    pipeline.xadd(UNREADABLE, aside, maxlen=1000)  # type: ignore[arg-type]
+                    done.append(number)
+                if done:
+                    pipeline.xack(STREAM, GROUP, *done)
+                    pipeline.xdel(STREAM, *done)
+                pipeline.execute()
+
+        self._connection.reach(finish)
+
+    def leave(self) -> None:
+        """Takes this consumer out of the group, if nothing is in its hands."""
+        self._connection.reach(self._leave)
+
+    def lag(self) -> Lag:
+        """How far SQL is behind."""
+
+        def look(redis: Redis) -> tuple[int, Any, Any]:
+            with redis.pipeline(transaction=False) as pipeline:
+                pipeline.xlen(STREAM)
+                pipeline.xrange(STREAM, count=1)
+                pipeline.time()
+                entries, first, now = pipeline.execute()
+            return entries, first, now
+
+        entries, first, now = self._connection.reach(look)
+        if not first:
+            return Lag(0, 0.0)
+        added = int(first[0][0].split(b"-")[0]) / 1000
+        return Lag(entries, max(0.0, now[0] + now[1] / 1e6 - added))
+
+    def _make_group(self) -> None:
+        def make(redis: Redis) -> None:
+            try:
+                redis.xgroup_create(STREAM, GROUP, id="0", mkstream=True)
+            except ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):  # another gateway was faster
+                    raise
+
+        self._connection.reach(make)
+
+    def _leave(self, redis: Redis) -> None:
+        try:
+            consumers = redis.xinfo_consumers(STREAM, GROUP)
+            if any(one["name"] == self._consumer.encode() and one["pending"] == 0 for one in consumers):
+                redis.xgroup_delconsumer(STREAM, GROUP, self._consumer)
+        except ResponseError:
+            return  # no stream, no group: nothing to leave
+
+
+def _pairs(found: Any) -> Iterable[tuple[Any, Any]]:
+    """The streams of a reply with their entries: RESP2 has a list of pairs, RESP3 a map of lists."""
+    if isinstance(found, dict):
+        return [(name, entries[0] if entries else []) for name, entries in found.items()]
+    return found or []
+
+
+def _text(name: Any) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import secrets
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
+
+from redis import Redis
 
 from services.cache.connection import CacheDown, Connection
 
@@ -19,6 +20,10 @@ INTERVAL = 1.0
 """Seconds between two heartbeats."""
 TTL_MS = 5000
 """After so long without one a process counts as dead: long enough for a busy core, short enough for a freed slot."""
+
+
+PROCESSES = "forebay:processes"
+"""Set of the ids of all processes that may have left something behind."""
 
 
 def alive_key(process: str) -> str:
@@ -49,21 +54,39 @@ class Process:
             self._connection.reach(lambda redis: redis.delete(alive_key(self.id)))
 
     def beat(self) -> None:
-        """One heartbeat; silently none while Redis is down, which keeps everyone's leases as they are."""
-        with suppress(CacheDown):
-            self._connection.reach(lambda redis: redis.set(alive_key(self.id), 1, px=TTL_MS))
+        """One heartbeat; silently none while Redis is down. Says each time that there is this process, as Redis may
+        have forgotten it meanwhile."""
 
-    def dead(self, processes: Iterable[str]) -> set[str]:
-        """Those of `processes` without a heartbeat.
+        def beat(redis: Redis) -> None:
+            with redis.pipeline(transaction=False) as pipeline:
+                pipeline.set(alive_key(self.id), 1, px=TTL_MS)
+                pipeline.sadd(PROCESSES, self.id)
+                pipeline.execute()
+
+        with suppress(CacheDown):
+            self._connection.reach(beat)
+
+    def others(self) -> tuple[set[str], set[str]]:
+        """The other processes: those that are alive, and those that are dead and not forgotten yet.
 
         Raises:
             CacheDown: Redis is not reachable, so that nobody can tell.
         """
-        asked = sorted(set(processes) - {self.id})
+        names = self._connection.reach(lambda redis: redis.smembers(PROCESSES))
+        asked = sorted({name.decode() for name in names} - {self.id})
         if not asked:
-            return set()
+            return set(), set()
         beats = self._connection.reach(lambda redis: redis.mget([alive_key(one) for one in asked]))
-        return {one for one, beat in zip(asked, beats, strict=True) if beat is None}
+        dead = {one for one, beat in zip(asked, beats, strict=True) if beat is None}
+        return set(asked) - dead, dead
+
+    def forget(self, process: str) -> None:
+        """Says that nothing is left of a dead process.
+
+        Raises:
+            CacheDown: Redis is not reachable.
+        """
+        self._connection.reach(lambda redis: redis.srem(PROCESSES, process))
 
     def _beat_on(self) -> None:
         while not self._stopped.wait(INTERVAL):

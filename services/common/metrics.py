@@ -54,8 +54,21 @@ class GatewayMetrics:
         )
         self.refused = Counter(
             "forebay_gateway_refused_total",
-            "Requests refused by a limit of the caller, by cause: requests, tokens.",
-            ["tenant", "cause"],
+            "Requests refused by a limit of the caller's key or tenant (account), by cause: requests_per_minute, "
+            "tokens_per_minute, concurrent, tokens_per_day, tokens_per_month, micros_per_day, micros_per_month.",
+            ["tenant", "account", "cause"],
+            registry=registry,
+        )
+        self.cost = Counter(
+            "forebay_gateway_cost_total",
+            "What requests cost by the prices of the settings, in their currency.",
+            ["model", "tenant"],
+            registry=registry,
+        )
+        self.cost_saved = Counter(
+            "forebay_gateway_cost_saved_total",
+            "What requests would have cost besides, had others not made their answers before, in the prices' currency.",
+            ["model", "tenant"],
             registry=registry,
         )
         self.moderations = Counter(
@@ -84,6 +97,44 @@ class GatewayMetrics:
             "Pods that are ready for the model.",
             ["model"],
             multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.ledger_waiting = Gauge(
+            "forebay_gateway_ledger_entries_waiting",
+            "Calls that are settled and wait in Redis for the ledger's table in SQL.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.ledger_oldest = Gauge(
+            "forebay_gateway_ledger_oldest_seconds",
+            "Age of the call that has waited longest for the ledger's table in SQL; 0 where none waits.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.ledger_written = Counter(
+            "forebay_gateway_ledger_written_total", "Rows that the ledger got in SQL.", registry=registry
+        )
+        self.ledger_spooled = Counter(
+            "forebay_gateway_ledger_spooled_total",
+            "Calls that went to the ledger past Redis, as it was gone or another had settled them.",
+            registry=registry,
+        )
+        self.ledger_spool = Gauge(
+            "forebay_gateway_ledger_spool_entries",
+            "Calls that are only in a gateway's memory, since neither Redis nor SQL takes them.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.ledger_lost = Counter(
+            "forebay_gateway_ledger_lost_total",
+            "Calls that only the log knows of: too many waited in memory, or the gateway ended.",
+            registry=registry,
+        )
+        self.orphans_settled = Counter(
+            "forebay_gateway_orphans_settled_total",
+            "Calls of gateways that died, by outcome: orphaned (a pod knew the counts), gateway_lost (none did), known "
+            "(the ledger had them already).",
+            ["outcome"],
             registry=registry,
         )
         self.cache_down = Gauge(

@@ -7,10 +7,11 @@ names it, which is how Kubernetes and Compose hand secrets over.
 from __future__ import annotations
 
 import os
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -41,6 +42,17 @@ def is_secret(field: FieldInfo) -> bool:
         or SecretStr in get_args(field.annotation)
         or MAY_HOLD_CREDENTIALS in field.metadata
     )
+
+
+class Price(BaseModel):
+    """What a model's tokens cost, for a million of each, in one currency for all models."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    input: Decimal = Field(Decimal(0), ge=0, max_digits=12, decimal_places=6)
+    cached_input: Decimal | None = Field(None, ge=0, max_digits=12, decimal_places=6)
+    """Of prompt tokens that a pod's prefix cache spared; the same as others where it is not given."""
+    output: Decimal = Field(Decimal(0), ge=0, max_digits=12, decimal_places=6)
 
 
 class CommonSettings(BaseSettings):
@@ -100,6 +112,9 @@ class GatewaySettings(CommonSettings):
         "sqlite:///.forebay/forebay.db", description="SQLAlchemy URL of accounts, keys and revocations."
     )
     database_pool_size: int = Field(20, ge=1, description="Connections that one worker keeps to the database server.")
+    ledger_retention_days: int = Field(
+        0, ge=0, description="Days that the usage ledger keeps the row of a call; 0 keeps it for ever."
+    )
     database_timeout: float = Field(
         5.0, gt=0, description="Seconds to wait for a connection to the database, a lock in it or its answer."
     )
@@ -115,7 +130,9 @@ class GatewaySettings(CommonSettings):
     requests_per_minute: int = Field(600, ge=1, description="Limit of a key that has none of its own.")
     tokens_per_minute: int = Field(200_000, ge=1, description="Limit of a key that has none of its own.")
     concurrent_requests: int | None = Field(
-        None, ge=1, description="Requests that a key may have running at the same time, where it has no limit of its own."
+        None,
+        ge=1,
+        description="Requests that a key may have running at the same time, where it has no limit of its own.",
     )
     tokens_per_day: int | None = Field(None, ge=1, description="Budget of a key that has none of its own.")
     tokens_per_month: int | None = Field(None, ge=1, description="Budget of a key that has none of its own.")
@@ -123,6 +140,12 @@ class GatewaySettings(CommonSettings):
         None, ge=1, description="Budget of a key that has none of its own, in millionths of the currency of `prices`."
     )
     micros_per_month: int | None = Field(None, ge=1, description="The same for a month.")
+    prices: dict[str, Price] = Field(
+        {},
+        description="What models cost, as JSON: a price for a million tokens of each kind, `*` for models that have none, "
+        'as in `{"small": {"input": 0.5, "cached_input": 0.05, "output": 1.5}, "*": {"output": 1}}`. Without one they '
+        "cost nothing.",
+    )
     default_max_tokens: int = Field(1024, ge=1, description="`max_tokens` of a request that names none.")
     cache_ttl: int = Field(3600, ge=0, description="Seconds a cached answer is kept; 0 turns the response cache off.")
     cache_max_bytes: int = Field(1_048_576, ge=1, description="Answers larger than this are not cached.")
@@ -170,7 +193,9 @@ class GatewaySettings(CommonSettings):
         "one waits for its first pod instead of being answered 404.",
     )
     hold_timeout: float = Field(
-        30.0, ge=0, description="Seconds that a request waits for a pod while none is ready for its model; 0: not at all."
+        30.0,
+        ge=0,
+        description="Seconds that a request waits for a pod while none is ready for its model; 0: not at all.",
     )
     hold_max: int = Field(200, ge=0, description="Requests that one worker lets wait for a pod at the same time.")
     drain_delay: float = Field(

@@ -1,0 +1,120 @@
+"""What the ledger asks of SQL. Nothing here blocks gevent's loop: where the driver would, a thread of its pool does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, Select, create_engine, delete, make_url, select, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from services.gateway.accounts.credentials import off_loop
+from services.gateway.accounts.database import WAIT, open_engine
+from services.gateway.ledger.table import ledger
+
+Result = TypeVar("Result")
+Row = dict[str, Any]
+
+POOL = 3
+"""Connections to PostgreSQL of one worker: the writer's, and two for questions."""
+LONG_QUESTION = 60
+"""Seconds that a sum over many rows may take."""
+
+
+class BooksClosed(Exception):
+    """SQL can't be reached or written now; the same may go well later."""
+
+
+class BadRow(Exception):
+    """SQL will never take this row."""
+
+
+class Books:
+    """The table `ledger`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sqlite = engine.dialect.name == "sqlite"
+        dialect = sqlite if self._sqlite else postgresql
+        self._insert = dialect.insert(ledger).on_conflict_do_nothing(index_elements=[ledger.c.id])
+
+    def close(self) -> None:
+        """Closes the pooled connections."""
+        self._engine.dispose()
+
+    def enter(self, rows: Sequence[Row]) -> int:
+        """Enters those that are not there yet, all in one transaction; how many these were.
+
+        Raises:
+            BooksClosed: SQL can't be reached or written now.
+            BadRow: a row is wrong; none was entered.
+        """
+
+        def insert(connection: Connection) -> int:
+            return max(0, connection.execute(self._insert, list(rows)).rowcount)
+
+        try:
+            return self._run(insert)
+        except (DataError, IntegrityError) as error:
+            raise BadRow(str(error.orig)) from error
+        except SQLAlchemyError as error:
+            raise BooksClosed(str(error.orig if isinstance(error, DBAPIError) else error)) from error
+
+    def known(self, identities: Sequence[str]) -> dict[str, Row]:
+        """The rows of these calls, by call id.
+
+        Raises:
+            BooksClosed: SQL can't be reached now.
+        """
+        try:
+            rows = self.rows(select(ledger).where(ledger.c.id.in_(identities)))
+        except SQLAlchemyError as error:
+            raise BooksClosed(str(error)) from error
+        return {row["id"]: row for row in rows}
+
+    def of_request(self, request_id: str, *, tenant: str | None, limit: int) -> list[Row]:
+        """The rows of a client's request id, which may repeat, the newest first; of one tenant where one is named."""
+        if "\x00" in request_id:
+            return []
+        query = select(ledger).where(ledger.c.request_id == request_id).order_by(ledger.c.started_ms.desc())
+        return self.rows((query.where(ledger.c.tenant == tenant) if tenant is not None else query).limit(limit))
+
+    def rows(self, query: Select[Any]) -> list[Row]:
+        """What a question gives. Raises SQLAlchemy's errors as they are."""
+
+        def ask(connection: Connection) -> list[Row]:
+            if not self._sqlite:
+                connection.execute(text(f"SET LOCAL statement_timeout = {LONG_QUESTION * 1000}"))
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+        return self._run(ask)
+
+    def forget(self, before_ms: int, most: int) -> int:
+        """Deletes up to `most` of the rows of calls that arrived before this Unix time; how many these were.
+
+        Raises:
+            BooksClosed: SQL can't be reached or written now.
+        """
+        old = select(ledger.c.id).where(ledger.c.started_ms < before_ms).limit(most)
+        try:
+            return self._run(lambda connection: connection.execute(delete(ledger).where(ledger.c.id.in_(old))).rowcount)
+        except SQLAlchemyError as error:
+            raise BooksClosed(str(error)) from error
+
+    def _run(self, work: Callable[[Connection], Result]) -> Result:
+        def run() -> Result:
+            with self._engine.begin() as connection:
+                return work(connection)
+
+        # psycopg waits in gevent's loop, SQLite in C.
+        return off_loop(run) if self._sqlite else run()
+
+
+def open_books(url: str, *, wait: float = WAIT) -> Books:
+    """The ledger in the database of the accounts, which must have been opened before: that brings the schema along."""
+    if make_url(url).get_backend_name() == "sqlite":
+        # No pool: its locks are gevent's, and the connections are used by threads that gevent does not know.
+        return Books(create_engine(url, poolclass=NullPool, connect_args={"timeout": wait}))
+    return Books(open_engine(url, pool_size=POOL, wait=wait))
