@@ -1,57 +1,176 @@
-"""Quotas and the look-up of a cached answer, in one exchange with Redis."""
+"""Reserving and settling what a call uses, in one exchange with Redis each, exactly across all gateway processes."""
 
 from __future__ import annotations
 
-import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from services.cache.connection import CacheDown, Connection
-from services.cache.windows import NO_LIMIT, WINDOW_SECONDS, Limits, Reservation, Windows
+from services.cache.local import Windows
+from services.cache.windows import LIMITS, Account, Ask, Refused, Reservation, Standing, Used
+from services.common.ids import new_id
 
 FALLBACK_FRACTION = 0.25
-"""Part of a caller's limits that each gateway process allows by itself while Redis is down."""
+"""Part of an account's limits that each gateway process allows by itself while Redis is down."""
+NO_ANSWER = ("", b"", 0)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What a call that is not settled holds, written down so that another process can settle it."""
+
+    id: str
+    process: str
+    request_id: str
+    tenant: str
+    tenant_id: str
+    subject: str
+    model: str
+    kind: str
+    started_ms: int
+    deadline_ms: int
+    flight_key: str
+    flight: str
+    receipt: str
+
+    @classmethod
+    def of(cls, process: str, call: bytes, value: bytes) -> Lease:
+        """The lease as admit.lua wrote it."""
+        facts, _, receipt = value.decode().rpartition("\n")
+        return cls(call.decode(), process, *json.loads(facts), receipt)
 
 
 class Quotas:
-    """Reserves and settles, exactly across all gateway processes while Redis is there."""
+    """Reserves and settles. While Redis is down it does so in this process' memory, on a stated fraction of the limits.
 
-    def __init__(self, connection: Connection) -> None:
+    `process` is the name that leases are kept under; one that is dead has its calls settled by the others.
+    """
+
+    def __init__(self, connection: Connection, *, process: str | None = None) -> None:
+        self.process = process or new_id()
         self._connection = connection
         self._admit = connection.script("admit")
         self._settle = connection.script("settle")
         self._local = Windows()
 
-    def reserve(
-        self, subject: str, limits: Limits, tokens: int, answer_key: str | None = None
-    ) -> tuple[Reservation, bytes | None]:
-        """Reserves one request and `tokens` for `subject`; also the cached answer under `answer_key`, if there is one.
+    def reserve(self, ask: Ask, *, now_ms: int | None = None) -> Reservation:
+        """Reserves all that the call may use, or nothing and says which limit refuses it.
 
-        A cached answer costs a request and no tokens. With Redis down the reservation is made in this process' memory,
-        on a stated fraction of the limits, and nothing is cached.
+        In the same exchange it fetches the answer where it is kept, and takes the lead among identical calls where
+        nobody has it. A cached answer, and one that another call is computing, costs a request and no tokens. `now_ms`
+        takes the place of the server's time.
         """
-        key = _window_key(subject)
-        most_requests = NO_LIMIT if limits.requests_per_minute is None else limits.requests_per_minute
-        most_tokens = NO_LIMIT if limits.tokens_per_minute is None else limits.tokens_per_minute
-        args = [most_requests, most_tokens, tokens, int(WINDOW_SECONDS * 1000)]
+        deadline = ask.deadline_ms
+        args: list[str | int] = [
+            ask.id,
+            self.process,
+            deadline,
+            ask.tokens,
+            ask.micros,
+            ask.answer_key or "",
+            ask.flight_key or "",
+            ask.flight or ask.id,
+            _facts(ask, deadline),
+            ask.subject,
+            *ask.limits.arguments,
+            f"tenant:{ask.tenant_id}",
+            *ask.tenant_limits.arguments,
+        ]
+        if now_ms is not None:
+            args.append(now_ms)
         try:
-            reply = self._connection.run(self._admit, [key, answer_key or key], args)
+            reply = self._connection.run(self._admit, (), args)
         except CacheDown:
-            return self._local.reserve(subject, limits.share(FALLBACK_FRACTION), tokens), None
-        refused, requests_left, tokens_left, reset_ms, window, reserved, cached = reply
-        return Reservation(
-            refused.decode() or None, requests_left, tokens_left, reset_ms / 1000, window.decode(), reserved
-        ), cached
+            ask.limits, ask.tenant_limits = (
+                ask.limits.share(FALLBACK_FRACTION),
+                ask.tenant_limits.share(FALLBACK_FRACTION),
+            )
+            return self._local.reserve(ask)
+        return _reservation(ask, reply)
 
-    def settle(self, subject: str, reservation: Reservation, used: int) -> None:
-        """Replaces what was reserved by what was used. With Redis down the reservation stands until its window ends."""
-        if used == reservation.reserved:
-            return
-        if reservation.window.startswith("local-"):
-            self._local.settle(subject, reservation, used)
-            return
-        with contextlib.suppress(CacheDown):
-            args: list[str | int] = [reservation.window, reservation.reserved, used]
-            self._connection.run(self._settle, [_window_key(subject)], args)
+    def settle(
+        self,
+        reservation: Reservation,
+        used: Used,
+        *,
+        entry: Sequence[str] = (),
+        answer: tuple[str, bytes, int] | None = None,
+    ) -> bool:
+        """Ends a reservation once: puts what was used in its place, writes `entry` to the ledger, keeps `answer` (key,
+        body and seconds), and gives up the lead among identical calls.
+
+        False when nothing of it was done: Redis is down, or was when the call was admitted, or someone else has settled
+        the call. The entry must then reach the ledger in another way, which takes each call once.
+        """
+        ask = reservation.ask
+        if reservation.local:
+            self._local.settle(ask.id, used)
+            return False
+        counts = (used.tokens, used.micros, used.held_ms)
+        flight = (ask.flight_key or "", ask.flight or ask.id)
+        args = (ask.id, self.process, reservation.receipt, *counts, *flight, *(answer or NO_ANSWER), *entry)
+        try:
+            return bool(self._connection.run(self._settle, (), args))
+        except CacheDown:
+            return False
+
+    def leases(self, process: str) -> list[Lease]:
+        """The calls that a process holds.
+
+        Raises:
+            CacheDown: Redis is not reachable.
+        """
+        found = self._connection.reach(lambda redis: redis.hgetall(f"forebay:leases:{process}"))
+        return [Lease.of(process, call, value) for call, value in found.items()]
+
+    def settle_orphan(self, lease: Lease, used: Used, entry: Sequence[str]) -> bool:
+        """Settles a call whose process is gone. False when it is settled already.
+
+        Raises:
+            CacheDown: Redis is not reachable.
+        """
+        counts = (used.tokens, used.micros, used.held_ms)
+        flight = (lease.flight_key, lease.flight)
+        args = (lease.id, lease.process, lease.receipt, *counts, *flight, *NO_ANSWER, *entry)
+        return bool(self._connection.run(self._settle, (), args))
 
 
-def _window_key(subject: str) -> str:
-    return f"forebay:window:{subject}"
+def _facts(ask: Ask, deadline: int) -> str:
+    return json.dumps(
+        (
+            ask.request_id,
+            ask.tenant,
+            ask.tenant_id,
+            ask.subject,
+            ask.model,
+            ask.kind,
+            ask.started_ms,
+            deadline,
+            ask.flight_key or "",
+            ask.flight or ask.id,
+        )
+    )
+
+
+def _reservation(ask: Ask, reply: list[Any]) -> Reservation:
+    """What admit.lua answered."""
+    code, wait, cached, leader, receipt = reply[:5]
+    refused = None
+    if code:
+        account: Account = "key" if code < 20 else "tenant"
+        refused = Refused(account, LIMITS[code % 10 - 1], None if wait < 0 else wait / 1000)
+    return Reservation(
+        ask,
+        refused,
+        cached,
+        leader and leader.decode(),
+        _standing(*reply[5:8]),
+        _standing(*reply[8:11]),
+        receipt.decode(),
+    )
+
+
+def _standing(limit: int, left: int, reset: int) -> Standing | None:
+    return None if limit < 0 else Standing(limit, left, reset / 1000)

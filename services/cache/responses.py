@@ -48,6 +48,10 @@ class Responses:
     def enabled(self) -> bool:
         return self._ttl > 0
 
+    def keeping(self, key: str, answer: bytes) -> tuple[str, bytes, int] | None:
+        """How `Quotas.settle` is to keep an answer's body; None when it is too large."""
+        return (key, answer, self._ttl) if self.enabled and len(answer) <= self._max_bytes else None
+
     def keep(self, key: str, answer: bytes) -> None:
         """Keeps an answer's body; silently not when it is too large or Redis is down."""
         if not self.enabled or len(answer) > self._max_bytes:

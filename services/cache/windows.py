@@ -1,19 +1,28 @@
-"""Limit arithmetic without I/O: the same rules as `lua/admit.lua`, in this process' memory.
-
-Used while Redis is down, and as the model that the Lua script is tested against.
-"""
+"""Limits, what a call asks of them, and what it is given."""
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Literal
 
-WINDOW_SECONDS = 60.0
-NO_LIMIT = 2**53
-Refusal = Literal["requests", "tokens"]
+from services.common.ids import new_id
+
+MINUTE_MS = 60_000
+USUAL_MS = 1000
+"""How long a call holds its slot, as long as none has told."""
+
+LimitName = Literal[
+    "requests_per_minute",
+    "tokens_per_minute",
+    "concurrent",
+    "tokens_per_day",
+    "tokens_per_month",
+    "micros_per_day",
+    "micros_per_month",
+]
+Account = Literal["key", "tenant"]
 
 
 @dataclass(frozen=True)
@@ -29,75 +38,101 @@ class Limits:
     micros_per_month: int | None = None
 
     def share(self, fraction: float) -> Limits:
-        """A fraction of the limits, at least one of each."""
+        """A fraction of the limits, at least one of each that is not zero."""
         parts = (getattr(self, name) for name in LIMITS)
-        return Limits(*(None if part is None else max(1, int(part * fraction)) for part in parts))
+        return Limits(*(max(1, int(part * fraction)) if part else part for part in parts))
+
+    @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """As admit.lua reads them."""
+        return tuple("" if (limit := getattr(self, name)) is None else str(limit) for name in LIMITS)
+
+    @property
+    def budget(self) -> bool:
+        """Whether there is a limit of a day or a month."""
+        longer = self.tokens_per_day, self.tokens_per_month, self.micros_per_day, self.micros_per_month
+        return any(limit is not None for limit in longer)
 
 
-LIMITS = tuple(field.name for field in fields(Limits))
+LIMITS: tuple[LimitName, ...] = tuple(one.name for one in fields(Limits))  # type: ignore[misc]
+"""Their names, in the order in which admit.lua numbers them."""
+
+
+@dataclass(slots=True)
+class Ask:
+    """What a call asks for: room for `tokens` and `micros` at most, which is all that it may use."""
+
+    subject: str
+    limits: Limits
+    tokens: int
+    micros: int = 0
+    id: str = field(default_factory=new_id)
+    tenant: str = ""
+    tenant_id: str = ""
+    tenant_limits: Limits = Limits()
+    request_id: str = ""
+    model: str = ""
+    kind: str = ""
+    started_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    """Unix time at arrival."""
+    timeout_ms: int = MINUTE_MS
+    """After so long from arrival it is over, however it went."""
+    answer_key: str | None = None
+    """Where its answer may lie; None where it is not looked up."""
+    flight_key: str | None = None
+    """By which identical calls in flight know each other; None where it is computed for itself."""
+    flight: str = ""
+    """What this call puts there where it leads."""
+
+    @property
+    def deadline_ms(self) -> int:
+        return self.started_ms + self.timeout_ms
+
+
+@dataclass(slots=True)
+class Used:
+    """What a call used in the end. `held_ms` is how long it took, from which waits for a slot are estimated."""
+
+    tokens: int
+    micros: int = 0
+    held_ms: int = USUAL_MS
 
 
 @dataclass(frozen=True)
-class Reservation:
-    """The answer to "may I?". Counts are those after the reservation; `reset` is seconds until the window ends."""
+class Refused:
+    """Which limit of whose refuses a call: of several the one that takes longest."""
 
-    refused: Refusal | None
-    requests_left: int
-    tokens_left: int
+    account: Account
+    limit: LimitName
+    wait: float | None
+    """Seconds until the call fits if nobody else takes what it needs (an estimate for `concurrent`); None where it is
+    larger than the limit, so that waiting does not help."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an account stands with a limit of a minute, after this call."""
+
+    limit: int
+    left: int
     reset: float
-    window: str
-    reserved: int
+    """Seconds until all of it is there again."""
 
 
-@dataclass
-class _Window:
-    id: str
-    ends: float
-    requests: int = 0
-    tokens: int = 0
+@dataclass(slots=True)
+class Reservation:
+    """The answer to "may I?"."""
 
-
-class Windows:
-    """Windows by caller. A window is born with a caller's first request and ends as a whole a minute later."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._ids = itertools.count()
-        self._windows: dict[str, _Window] = {}
-
-    def reserve(self, subject: str, limits: Limits, tokens: int) -> Reservation:
-        """Takes one request and `tokens` (at most the whole limit), or says which limit refuses it."""
-        now = self._clock()
-        most_requests = NO_LIMIT if limits.requests_per_minute is None else limits.requests_per_minute
-        most_tokens = NO_LIMIT if limits.tokens_per_minute is None else limits.tokens_per_minute
-        window = self._windows.get(subject)
-        if window is None or window.ends <= now:
-            self._drop_ended(now)
-            window = _Window(f"local-{next(self._ids)}", now + WINDOW_SECONDS)
-        reserved = min(tokens, most_tokens)
-        refused: Refusal | None = None
-        if window.requests + 1 > most_requests:
-            refused = "requests"
-        elif window.tokens + reserved > most_tokens:
-            refused = "tokens"
-        else:
-            window.requests += 1
-            window.tokens += reserved
-            self._windows[subject] = window
-        return Reservation(
-            refused,
-            max(0, most_requests - window.requests),
-            max(0, most_tokens - window.tokens),
-            window.ends - now,
-            window.id,
-            0 if refused else reserved,
-        )
-
-    def settle(self, subject: str, reservation: Reservation, used: int) -> None:
-        """Replaces the reservation by what was used, if its window still runs."""
-        window = self._windows.get(subject)
-        if window is not None and window.id == reservation.window:
-            window.tokens += used - reservation.reserved
-
-    def _drop_ended(self, now: float) -> None:
-        self._windows = {subject: window for subject, window in self._windows.items() if window.ends > now}
+    ask: Ask
+    refused: Refused | None = None
+    cached: bytes | None = None
+    """The answer, where it was kept."""
+    leader: str | None = None
+    """The `flight` of the identical call that is being computed, where there is one."""
+    requests: Standing | None = None
+    """Of the tighter of key and tenant; None where neither has such a limit."""
+    tokens: Standing | None = None
+    receipt: str = ""
+    """What was taken of which counters: settle.lua reads it."""
+    local: bool = False
+    """Whether Redis was down, so that this process alone knows of it."""

@@ -105,6 +105,12 @@ class RateLimited(ApiError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
+class QuotaExceeded(ApiError):
+    """A budget of a day or a month is used up."""
+
+    status, type, code = 429, "insufficient_quota", "insufficient_quota"
+
+
 class QueueFull(ApiError):
     status, type, code = 429, "overloaded_error", "queue_full"
 
@@ -142,6 +148,15 @@ class ModerationUnavailable(ApiError):
 
     def __init__(self) -> None:
         super().__init__("The prompt could not be checked just now. Try again soon.", retry_after=1)
+
+
+class IssuerUnavailable(ApiError):
+    """The outside issuer of a token can't be asked for its keys."""
+
+    status, type, code = 503, "server_error", "issuer_unavailable"
+
+    def __init__(self, *, retry_after: float) -> None:
+        super().__init__("The issuer of your token can't be reached just now. Try again soon.", retry_after=retry_after)
 
 
 class DeadlineExceeded(ApiError):

@@ -119,6 +119,11 @@ class GatewaySettings(CommonSettings):
         5.0, gt=0, description="Seconds to wait for a connection to the database, a lock in it or its answer."
     )
     jwt_secret: SecretStr = Field(description="Signs log-in tokens. Needed; 32 bytes or more.", min_length=32)
+    jwt_former_secrets: SecretStr | None = Field(
+        None,
+        description="Secrets that signed log-in tokens before, which are still accepted: separated by spaces, commas or "
+        "line breaks, 32 bytes or more each.",
+    )
     key_secret: SecretStr = Field(
         description="Keys the hashes of API keys and the tenants' cache salts. Needed; 32 bytes or more.", min_length=32
     )
@@ -126,6 +131,50 @@ class GatewaySettings(CommonSettings):
     refresh_token_ttl: int = Field(2_592_000, gt=0, description="Seconds a refresh token is good for.")
     identity_ttl: float = Field(
         5.0, ge=0, description="Seconds a checked key or token is trusted without a database look: revocation's delay."
+    )
+    identity_grace: float = Field(
+        600.0, ge=0, description="Seconds a checked key or token stays good while the database can't be reached."
+    )
+    login_window: float = Field(300.0, gt=0, description="Seconds that the numbers of log-in attempts are for.")
+    login_attempts_per_user: int = Field(
+        10, ge=1, description="Log-ins of one user name that may fail in `login_window`; then one more at even times."
+    )
+    login_attempts_per_address: int = Field(
+        50, ge=1, description="The same for one IP address, or one /64 network of IPv6."
+    )
+    trusted_proxies: int = Field(
+        0,
+        ge=0,
+        description="Proxies in front of the gateway that append to `X-Forwarded-For`; the client's address is what the "
+        "outermost of them saw. 0 takes the connection's own.",
+    )
+    oidc_issuer: str | None = Field(
+        None, description="URL of an OpenID Connect issuer whose tokens are accepted; https, or http on loopback."
+    )
+    oidc_audience: Annotated[list[str], NoDecode] = Field(
+        [], description="What `aud` of such a token must be or contain; comma-separated, one is enough. Needed."
+    )
+    oidc_jwks_uri: str | None = Field(
+        None, description="URL of the issuer's keys; by default the one that its discovery document names."
+    )
+    oidc_keys_ttl: float = Field(300.0, gt=0, description="Seconds after which the issuer's keys are fetched anew.")
+    oidc_refetch_interval: float = Field(
+        10.0, ge=0, description="Seconds between fetches at least, however many tokens name a key that is not known."
+    )
+    oidc_tenant_claim: str = Field(
+        "tenant", description="Claim that names the tenant; `a.b` is the claim `b` within `a`."
+    )
+    oidc_tenants: dict[str, str] = Field(
+        {},
+        description='Tenants by the value of that claim, as JSON: `{"acme.com": "acme"}`; `*` is every other value. '
+        "Without it the value is the tenant's name, save `platform`.",
+    )
+    oidc_create_tenants: bool = Field(False, description="Make a tenant that a token names and that does not exist.")
+    oidc_scope_claim: str = Field("groups", description="Claim whose values give scopes, a list or words in a text.")
+    oidc_scopes: dict[str, list[Literal["inference", "admin"]]] = Field(
+        {},
+        description='Scopes by the values of that claim, as JSON: `{"llm-users": ["inference"]}`; `*` is everybody. '
+        "Without it nobody has any.",
     )
     requests_per_minute: int = Field(600, ge=1, description="Limit of a key that has none of its own.")
     tokens_per_minute: int = Field(200_000, ge=1, description="Limit of a key that has none of its own.")
@@ -142,8 +191,8 @@ class GatewaySettings(CommonSettings):
     micros_per_month: int | None = Field(None, ge=1, description="The same for a month.")
     prices: dict[str, Price] = Field(
         {},
-        description="What models cost, as JSON: a price for a million tokens of each kind, `*` for models that have none, "
-        'as in `{"small": {"input": 0.5, "cached_input": 0.05, "output": 1.5}, "*": {"output": 1}}`. Without one they '
+        description="What models cost, as JSON: a price for a million tokens of each kind, `*` for models that have "
+        'none, as in `{"small": {"input": 0.5, "cached_input": 0.05, "output": 1.5}, "*": {"output": 1}}`. Without one they '
         "cost nothing.",
     )
     default_max_tokens: int = Field(1024, ge=1, description="`max_tokens` of a request that names none.")

@@ -1,92 +1,186 @@
 """Step 2, admit: may this caller do this now?
 
-Reserves the caller's quota, and fetches a cached answer in the same round trip.
+Reserves all that the call may use, of the key's limits and of the tenant's, and in the same round trip fetches a cached
+answer, or takes the lead among identical calls. What is limited, and how, is told in docs/limits.md.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 
-from services.cache.responses import answer_key
-from services.cache.windows import Limits, Reservation
-from services.common.errors import RateLimited
+from services.cache.responses import answer_key, flight_key
+from services.cache.windows import Ask, LimitName, Refused, Reservation, Standing
+from services.common.errors import ModelNotFound, QuotaExceeded, RateLimited
 from services.common.wire import ChatRequest, CompletionRequest
 from services.gateway.call import Call
 from services.gateway.identify import Principal, require
 from services.gateway.parts import Gateway
 
-CHARACTERS_PER_TOKEN = 4
-"""For the reservation only, which is replaced by the engine's count; English text has about four."""
+BYTES_PER_TOKEN = 3
+"""For the reservation only, which is replaced by the engine's count. English has about four, code and scripts of three
+bytes a character about three: it is better to reserve some too much for a moment than to spend more than there is."""
+MESSAGE_TOKENS = 4
+"""What a chat template adds to each message."""
+
+UNITS: dict[LimitName, str] = {
+    "requests_per_minute": "requests per minute",
+    "tokens_per_minute": "tokens per minute",
+    "concurrent": "concurrent requests",
+    "tokens_per_day": "tokens per day",
+    "tokens_per_month": "tokens per month",
+    "micros_per_day": "millionths of the currency per day",
+    "micros_per_month": "millionths of the currency per month",
+}
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Admission:
     """What the caller was granted."""
 
     principal: Principal
-    limits: Limits
     reservation: Reservation
     answer_key: str | None
-    """Where the answer lies or shall be kept; None when this call is not cached."""
-    cached: bytes | None
+    """Where the answer shall be kept; None when it may not be."""
+    settled: bool = False
+
+    @property
+    def cached(self) -> bytes | None:
+        """The answer, where it was kept."""
+        return self.reservation.cached
+
+    @property
+    def flight_key(self) -> str | None:
+        """By which identical calls in flight know this one; None where it is computed for itself."""
+        return self.reservation.ask.flight_key
+
+    @property
+    def leader(self) -> str | None:
+        """The flight of the identical call that is computed already; None where this one leads or is alone."""
+        return self.reservation.leader
+
+    @property
+    def cache(self) -> str:
+        """What the look-up in the response cache found."""
+        if self.reservation.ask.answer_key is None:
+            return "bypass"
+        return "miss" if self.cached is None else "hit"
 
     def headers(self, call: Call) -> dict[str, str]:
         """Rate-limit headers by OpenAI's names, and what the cache did."""
-        cache = "hit" if self.cached is not None else "miss" if self.answer_key else "bypass"
-        call.log_fields["cache"] = cache
-        return {"X-Forebay-Cache": cache, **limit_headers(self.limits, self.reservation)}
+        call.log_fields["cache"] = self.cache
+        return {"X-Forebay-Cache": self.cache, **limit_headers(self.reservation)}
 
 
 def admit(gateway: Gateway, principal: Principal, call: Call) -> Admission:
-    """Reserves one request and the tokens that it may use at most.
+    """Reserves one request, and the tokens and the money that it may cost at most.
 
     Raises:
-        Forbidden: the caller may not use the models.
-        RateLimited: a limit is used up; `Retry-After` is when its window ends.
+        Forbidden: the caller may not use models.
+        ModelNotFound: not this one, which the caller can't tell from one that does not exist.
+        RateLimited: a limit of the minute, or of calls at the same time, is used up.
+        QuotaExceeded: what is left of a day's or a month's budget is less than the call may cost.
     """
     require(principal, "inference")
     call.log_fields.update({"tenant": principal.tenant, "model": call.model, "stream": call.streamed})
-    limits = getattr(principal, "limits", None) or Limits(principal.requests_per_minute, principal.tokens_per_minute)
-    # One text: a stream's pieces are kept as nothing more.
-    plain = call.request.choices == 1 and call.request.logprob_count is None
-    cacheable = gateway.responses.enabled and call.use_cache and call.request.deterministic and plain
-    key = answer_key(principal.cache_salt, call.kind, call.body) if cacheable else None
-    reservation, cached = gateway.quotas.reserve(principal.subject, limits, most_tokens(call), key)
+    if not may_use(principal, call.model, call.asked_model):
+        gateway.metrics.requests.labels(gateway.fleet.label(call.model), principal.tenant, "client_error").inc()
+        raise ModelNotFound(call.asked_model or call.model)
+    keep = _answer_key(gateway, principal, call)
+    look_up = keep if call.use_cache else None
+    prompt, completion = most_tokens(call)
+    reservation = gateway.quotas.reserve(
+        Ask(
+            subject=principal.subject,
+            limits=principal.limits,
+            tokens=prompt + completion,
+            micros=gateway.prices.most(call.model, prompt, completion),
+            id=call.id,
+            tenant=principal.tenant,
+            tenant_id=principal.tenant_id,
+            tenant_limits=principal.tenant_limits,
+            request_id=call.request_id,
+            model=call.model,
+            kind=call.kind,
+            started_ms=int((time.time() - time.monotonic() + call.started) * 1000),
+            timeout_ms=int(call.timeout * 1000),
+            answer_key=look_up,
+            flight_key=flight_key(look_up) if look_up else None,
+            flight=f"{call.id} {gateway.quotas.process}",
+        )
+    )
     if reservation.refused is not None:
         gateway.metrics.requests.labels(gateway.fleet.label(call.model), principal.tenant, "rate_limited").inc()
-        gateway.metrics.refused.labels(principal.tenant, reservation.refused).inc()
-        limit = getattr(limits, f"{reservation.refused}_per_minute")
-        raise RateLimited(
-            f"Rate limit reached: {limit} {reservation.refused} per minute. "
-            f"Try again in {math.ceil(reservation.reset)} s.",
-            retry_after=reservation.reset,
-            headers=limit_headers(limits, reservation),
-        )
-    return Admission(principal, limits, reservation, key, cached)
+        gateway.metrics.refused.labels(principal.tenant, reservation.refused.account, reservation.refused.limit).inc()
+        raise _refusal(reservation, reservation.refused)
+    return Admission(principal, reservation, keep)
 
 
-def most_tokens(call: Call) -> int:
+def may_use(principal: Principal, *names: str) -> bool:
+    """Whether the caller's models are not restricted, or have one of these names: a model's own, or an alias of it."""
+    return principal.models is None or not principal.models.isdisjoint(names)
+
+
+def most_tokens(call: Call) -> tuple[int, int]:
     """What the call may use at most: an estimate of its prompt, and all that it may generate."""
     request = call.request
+    prompt = 0
     if isinstance(request, ChatRequest):
-        prompt = sum(len(message.text()) // CHARACTERS_PER_TOKEN + 4 for message in request.messages)
+        for message in request.messages:
+            prompt += _tokens(message.text()) + MESSAGE_TOKENS
     elif isinstance(request, CompletionRequest):
-        prompt = sum(
-            len(part) // CHARACTERS_PER_TOKEN + 1 if isinstance(part, str) else len(part) for part in request.prompts
-        )
+        for part in request.prompts:
+            prompt += _tokens(part) + 1 if isinstance(part, str) else len(part)
+    return prompt, (request.token_limit or 0) * request.choices
+
+
+def limit_headers(reservation: Reservation) -> dict[str, str]:
+    """How the tighter of key and tenant stands, by OpenAI's names; nothing of what is not limited."""
+    headers: dict[str, str] = {}
+    _add(headers, "requests", reservation.requests)
+    _add(headers, "tokens", reservation.tokens)
+    return headers
+
+
+def _answer_key(gateway: Gateway, principal: Principal, call: Call) -> str | None:
+    request = call.request
+    # One text: a stream's pieces are kept as nothing more.
+    plain = request.choices == 1 and request.logprob_count is None
+    if not (call.keep and request.deterministic and plain and gateway.responses.enabled):
+        return None
+    salt = gateway.responses.salt(principal.cache_salt, share=principal.share_cache)
+    return answer_key(salt, call.kind, call.body)
+
+
+def _tokens(text: str) -> int:
+    size = len(text) if text.isascii() else len(text.encode(errors="replace"))
+    return size // BYTES_PER_TOKEN
+
+
+def _add(headers: dict[str, str], what: str, standing: Standing | None) -> None:
+    if standing is not None:
+        headers[f"x-ratelimit-limit-{what}"] = str(standing.limit)
+        headers[f"x-ratelimit-remaining-{what}"] = str(standing.left)
+        headers[f"x-ratelimit-reset-{what}"] = f"{standing.reset:.3f}s"
+
+
+def _refusal(reservation: Reservation, refused: Refused) -> RateLimited | QuotaExceeded:
+    ask = reservation.ask
+    limits = ask.limits if refused.account == "key" else ask.tenant_limits
+    reached = f"of the {refused.account}: {getattr(limits, refused.limit)} {UNITS[refused.limit]}."
+    headers = limit_headers(reservation)
+    budget = refused.limit.endswith(("_day", "_month"))
+    if budget or refused.wait is None:
+        # OpenAI's own client sends a 429 again by itself, unless it is told not to.
+        headers["x-should-retry"] = "false"
+    if refused.wait is None:
+        may_cost = f"{ask.micros} of them" if refused.limit.startswith("micros") else f"{ask.tokens} tokens"
+        advice = f"This request may take {may_cost}, more than that: a smaller max_tokens may help."
     else:
-        prompt = 0
-    return prompt + (request.token_limit or 0) * request.choices
-
-
-def limit_headers(limits: Limits, reservation: Reservation) -> dict[str, str]:
-    reset = f"{reservation.reset:.3f}s"
-    return {
-        "x-ratelimit-limit-requests": str(limits.requests_per_minute),
-        "x-ratelimit-limit-tokens": str(limits.tokens_per_minute),
-        "x-ratelimit-remaining-requests": str(reservation.requests_left),
-        "x-ratelimit-remaining-tokens": str(reservation.tokens_left),
-        "x-ratelimit-reset-requests": reset,
-        "x-ratelimit-reset-tokens": reset,
-    }
+        about = "about " if refused.limit == "concurrent" else ""
+        advice = f"Try again in {about}{max(1, math.ceil(refused.wait))} s."
+        if budget:
+            advice += " What is left of it is less than this request may cost; a smaller max_tokens may fit."
+    kind, what = (QuotaExceeded, "Budget") if budget else (RateLimited, "Rate limit")
+    return kind(f"{what} reached {reached} {advice}", retry_after=refused.wait, headers=headers)

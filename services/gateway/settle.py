@@ -1,11 +1,15 @@
-"""Step 5, settle: replaces the reservation by the true count, keeps the answer, counts and logs. Runs exactly once a
-call, when its last byte has gone or it has failed."""
+"""Step 5, settle: replaces the reservation by the true count and its cost, writes the ledger, keeps the answer, counts
+and logs. Runs once a call, however it ended: when its last byte has gone, when it has failed, or when its client has
+left. What is not settled because the process died, another one settles by its lease."""
 
 from __future__ import annotations
 
 import time
 
+from services.cache.ledger import Entry
+from services.cache.windows import Used
 from services.common.errors import BUSY, ApiError, ClientGone, DeadlineExceeded, RelayedError
+from services.common.metrics import GatewayMetrics
 from services.gateway.admit import Admission
 from services.gateway.call import Call, Spent
 from services.gateway.parts import Gateway
@@ -15,37 +19,82 @@ from services.gateway.recall import whole_answer
 def settle(
     gateway: Gateway, call: Call, admission: Admission, spent: Spent, error: BaseException | None = None
 ) -> None:
-    """Closes the books of a call that ended well or with `error`."""
+    """Closes the books of a call that ended well or with `error`; does nothing the second time."""
+    if admission.settled:
+        return
+    admission.settled = True
     outcome = spent.outcome or _outcome_of(error)
-    hit = admission.cached is not None
-    tokens = spent.tokens
-    gateway.quotas.settle(admission.principal.subject, admission.reservation, 0 if hit else tokens.total_tokens)
-
+    entry = _entry(gateway, call, admission, spent, outcome)
+    answer = None
     if outcome == "ok" and admission.answer_key is not None:
         body = whole_answer(call, spent)
-        if body is not None:
-            gateway.responses.keep(admission.answer_key, body)
-
-    seconds = time.monotonic() - call.started
-    model = gateway.fleet.label(call.model)
-    tenant = admission.principal.tenant
-    metrics = gateway.metrics
-    metrics.requests.labels(model, tenant, outcome).inc()
-    metrics.cache.labels(model, "hit" if hit else "miss" if admission.answer_key else "bypass").inc()
-    metrics.duration.labels(model).observe(seconds)
-    if spent.first_token_at is not None:
-        metrics.ttft.labels(model).observe(spent.first_token_at - call.started)
-    if tokens.total_tokens:
-        metrics.tokens.labels(model, tenant, "input").inc(tokens.prompt_tokens)
-        metrics.tokens.labels(model, tenant, "output").inc(tokens.completion_tokens)
+        answer = gateway.responses.keeping(admission.answer_key, body) if body is not None else None
+    charged = spent.charged
+    used = Used(charged.total_tokens, entry.cost_micros, entry.duration_ms)
+    settled = False
+    try:
+        settled = gateway.quotas.settle(admission.reservation, used, entry=entry.fields(), answer=answer)
+    finally:
+        if not settled:
+            gateway.ledger.spool(entry)  # also where this greenlet is killed in the middle of it
+    _count(gateway.metrics, gateway.fleet.label(entry.model), call, entry, spent)
     call.log_fields.update(
         outcome=outcome,
-        prompt_tokens=tokens.prompt_tokens,
-        completion_tokens=tokens.completion_tokens,
+        prompt_tokens=entry.prompt_tokens,
+        completion_tokens=entry.completion_tokens,
         upstream=spent.upstream,
+        route=entry.route,
         retries=spent.retries,
         resumes=spent.resumes,
     )
+
+
+def _entry(gateway: Gateway, call: Call, admission: Admission, spent: Spent, outcome: str) -> Entry:
+    """What the ledger keeps of the call."""
+    principal, model = admission.principal, spent.model or call.model
+    charged = spent.charged
+    first = spent.first_token_at
+    return Entry(
+        id=call.id,
+        request_id=call.request_id,
+        tenant=principal.tenant,
+        tenant_id=principal.tenant_id,
+        subject=principal.subject,
+        model=model,
+        kind=call.kind,
+        outcome=outcome,
+        prompt_tokens=charged.prompt_tokens,
+        cached_tokens=charged.cached_tokens or 0,
+        completion_tokens=charged.completion_tokens,
+        started_ms=admission.reservation.ask.started_ms,
+        duration_ms=int((time.monotonic() - call.started) * 1000),
+        ttft_ms=None if first is None else int((first - call.started) * 1000),
+        compute_seconds=charged.compute_seconds,
+        energy_joules=charged.energy_joules,
+        upstream=spent.upstream or "",
+        cost_micros=gateway.prices.cost(model, charged),
+        saved_micros=gateway.prices.cost(model, spent.saved),
+        cache=admission.cache if spent.cache == "bypass" else spent.cache,
+        retries=spent.retries,
+        resumes=spent.resumes,
+        route=spent.route,
+    )
+
+
+def _count(metrics: GatewayMetrics, model: str, call: Call, entry: Entry, spent: Spent) -> None:
+    tenant = entry.tenant
+    metrics.requests.labels(model, tenant, entry.outcome).inc()
+    metrics.cache.labels(model, entry.cache).inc()
+    metrics.duration.labels(model).observe(entry.duration_ms / 1000)
+    if spent.first_token_at is not None:
+        metrics.ttft.labels(model).observe(spent.first_token_at - call.started)
+    if entry.prompt_tokens or entry.completion_tokens:
+        metrics.tokens.labels(model, tenant, "input").inc(entry.prompt_tokens)
+        metrics.tokens.labels(model, tenant, "output").inc(entry.completion_tokens)
+    if entry.cost_micros:
+        metrics.cost.labels(model, tenant).inc(entry.cost_micros / 1e6)
+    if entry.saved_micros:
+        metrics.cost_saved.labels(model, tenant).inc(entry.saved_micros / 1e6)
 
 
 def _outcome_of(error: BaseException | None) -> str:

@@ -22,7 +22,7 @@ def test_a_name_is_ours_or_opentelemetrys(collector: Any) -> None:
 
 @pytest.mark.parametrize("collector", collectors(), ids=lambda collector: collector._name)
 def test_labels_are_of_the_bounded_kinds(collector: Any) -> None:
-    assert set(collector._labelnames) <= {"model", "tenant", "outcome", "token_type", "result", "cause", "phase"}
+    assert set(collector._labelnames) <= {"model", "tenant", "outcome", "token_type", "result", "cause", "account", "phase"}
 
 
 def test_a_time_is_in_seconds() -> None:
