@@ -1,35 +1,39 @@
 """One HTTP exchange with one pod: send, wait for the status, read the body as it comes, abort from outside.
 
-Built on `http.client` rather than on a pooling client, for one reason: the gateway must be able to end an exchange from
+On a bare socket rather than with a pooling client, for two reasons. The gateway must be able to end an exchange from
 outside at any moment, also while it waits for the status line, so that a client that hangs up frees its slot in the
-engine. That needs the socket, which pooling clients hide until the response has begun.
+engine; pooling clients hide the socket until the response has begun. And every chunk of every stream passes here.
 """
 
 from __future__ import annotations
 
 import errno
 import socket
+import ssl
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from urllib.parse import urlsplit
+
+from services.gateway.upstreams.http1 import MAX_HEAD, Malformed, Response, request_head
 
 CONNECT_TIMEOUT = 2.0
 """Seconds for the TCP connection: a pod is near, and another one may be free."""
 BACKSTOP = 2.0
 """Seconds after the deadline at which the gateway gives up waiting; the pod is to answer by itself before."""
-PIECE = 65536
+PIECE = 16384
+INTERIM = range(100, 200)
 VANISHED = (
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 2),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 15_000),
 )
-"""Socket options by which a pod whose host or network is gone, and so never closes the connection, is noticed within
-15 seconds instead of at the request's deadline."""
+"""Socket options: no delay for small packets, and those by which a pod whose host or network is gone, and so never
+closes the connection, is noticed within 15 seconds instead of at the request's deadline."""
 
 
 class Unreachable(Exception):
@@ -45,31 +49,34 @@ class Pool:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
+        secure = parts.scheme == "https"
         self.prefix = parts.path.rstrip("/")
-        self._kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self._address = (parts.hostname or "", parts.port)
-        self._idle: deque[HTTPConnection] = deque(maxlen=256)
+        self.host = parts.netloc.rpartition("@")[2]
+        self._address = (parts.hostname or "", parts.port or (443 if secure else 80))
+        self._tls = ssl.create_default_context() if secure else None
+        self._idle: deque[socket.socket] = deque(maxlen=256)
 
-    def take(self) -> HTTPConnection | None:
+    def take(self) -> socket.socket | None:
         """An idle connection, the most recently used first, None when there is none."""
         return self._idle.pop() if self._idle else None
 
-    def open(self) -> HTTPConnection:
+    def open(self) -> socket.socket:
         """A new connection.
 
         Raises:
             Unreachable: nobody answers at the address.
         """
-        connection = self._kind(*self._address, timeout=CONNECT_TIMEOUT)
         try:
-            connection.connect()
+            connection = socket.create_connection(self._address, CONNECT_TIMEOUT)
             for level, option, value in VANISHED:
-                connection.sock.setsockopt(level, option, value)
+                connection.setsockopt(level, option, value)
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(connection, server_hostname=self._address[0])
         except OSError as error:
             raise Unreachable(str(error)) from error
         return connection
 
-    def give(self, connection: HTTPConnection) -> None:
+    def give(self, connection: socket.socket) -> None:
         """Takes a connection back whose response has been read to its end."""
         self._idle.append(connection)
 
@@ -84,12 +91,13 @@ class Exchange:
     def __init__(self, pool: Pool, deadline: float) -> None:
         self._pool = pool
         self._deadline = deadline
-        self._connection: HTTPConnection | None = None
-        self._response: HTTPResponse | None = None
-        self._ended = False
+        self._connection: socket.socket | None = None
+        self._response: Response | None = None
+        self._received = b""
+        """What came behind the head."""
         self.aborted = False
 
-    def send(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> HTTPResponse:
+    def send(self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None) -> Response:
         """Sends the request and waits for the response's status and headers.
 
         Raises:
@@ -97,32 +105,51 @@ class Exchange:
             Broken: it went away without an answer, or `abort` was called.
             TimeoutError: it did not answer within the deadline and the backstop.
         """
-        idle = self._pool.take()
+        pool = self._pool
+        length = None if body is None else len(body)
+        request = request_head(method, pool.prefix + path, pool.host, headers, length) + (body or b"")
+        idle = pool.take()
         if idle is not None:
             try:
-                return self._send(idle, method, path, headers, body)
+                return self._send(idle, request)
             except Broken:
                 # The pod may have closed the connection while it lay idle, which says nothing about the request.
                 if self.aborted:
                     raise
-        return self._send(self._pool.open(), method, path, headers, body)
+        return self._send(pool.open(), request)
 
-    def _send(
-        self, connection: HTTPConnection, method: str, path: str, headers: Mapping[str, str], body: bytes | None
-    ) -> HTTPResponse:
+    def _send(self, connection: socket.socket, request: bytes) -> Response:
         self._connection = connection
         try:
             if self.aborted:  # while the connection was being made
                 raise ConnectionAbortedError
-            self._limit_wait()
-            connection.request(method, self._pool.prefix + path, body=body, headers=dict(headers))
-            self._response = connection.getresponse()
-        except (OSError, HTTPException) as error:
+            self._limit_wait(connection)
+            connection.sendall(request)
+            self._response = self._read_head(connection)
+        except (OSError, Malformed) as error:
             connection.close()
             if _deadline_passed(error):
                 raise TimeoutError from None
             raise Broken(f"the connection ended before an answer ({type(error).__name__})") from error
         return self._response
+
+    def _read_head(self, connection: socket.socket) -> Response:
+        received = b""
+        while True:
+            head, end, rest = received.partition(b"\r\n\r\n")
+            if end:
+                response = Response(head)
+                if response.status not in INTERIM:
+                    self._received = rest
+                    return response
+                received = rest
+                continue
+            if len(received) > MAX_HEAD:
+                raise Malformed("a head without an end")
+            piece = connection.recv(PIECE)
+            if not piece:
+                raise ConnectionResetError
+            received += piece
 
     def read(self) -> bytes:
         """The whole body.
@@ -135,49 +162,50 @@ class Exchange:
 
     def pieces(self) -> Iterator[bytes]:
         """The body in pieces as they come. Raises as `read` does."""
-        assert self._response is not None
-        while True:
-            try:
-                self._limit_wait()
-                piece = self._response.read1(PIECE)
-            except (OSError, HTTPException, ValueError) as error:
-                if _deadline_passed(error):
-                    raise TimeoutError from None
-                raise Broken(f"the connection ended in mid-answer ({type(error).__name__})") from error
-            if not piece:
-                # A cut chunked body raises; one with a Content-Length just ends, with something left of its length.
-                if self.aborted or self._response.length:
-                    raise Broken("the connection ended in mid-answer")
-                self._ended = True
-                return
-            yield piece
+        response, connection = self._response, self._connection
+        assert response is not None
+        assert connection is not None
+        received, self._received = self._received, b""
+        try:
+            while True:
+                if received and (piece := response.feed(received)):
+                    yield piece
+                if response.ended:
+                    return
+                self._limit_wait(connection)
+                received = connection.recv(PIECE)
+                if not received:
+                    if self.aborted or not response.close():
+                        raise ConnectionResetError
+                    return
+        except (OSError, Malformed) as error:
+            if _deadline_passed(error):
+                raise TimeoutError from None
+            raise Broken(f"the connection ended in mid-answer ({type(error).__name__})") from error
 
     def abort(self) -> None:
         """Ends the exchange, also from another greenlet that must not wait: a read that waits ends at once."""
         self.aborted = True
-        sock = self._connection.sock if self._connection is not None else None
-        if sock is not None:
+        if self._connection is not None:
             with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+                self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Hands the connection back when the body was read to its end, else closes it, which tells the pod to stop."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._response is not None:
-            self._response.close()
-        if self._ended and self._response is not None and not self._response.will_close:
+        response = self._response
+        if response is not None and response.ended and response.persists and not self.aborted:
             self._pool.give(connection)
         else:
             connection.close()
 
-    def _limit_wait(self) -> None:
+    def _limit_wait(self, connection: socket.socket) -> None:
         remaining = self._deadline + BACKSTOP - time.monotonic()
         if remaining <= 0:
             raise TimeoutError
-        if self._connection is not None and self._connection.sock is not None:
-            self._connection.sock.settimeout(remaining)
+        connection.settimeout(remaining)
 
 
 def _deadline_passed(error: Exception) -> bool:

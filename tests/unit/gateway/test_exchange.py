@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 from contextlib import closing
-from http.client import HTTPResponse
 from typing import Any
 
 import pytest
@@ -139,12 +138,12 @@ def test_a_deadline_that_has_passed_is_a_timeout() -> None:
 def test_a_pod_whose_host_is_gone_is_lost_and_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the kernel reports once its probes have had no answer; a vanished network cannot be made here."""
 
-    def vanished(*_: object) -> bytes:
+    def vanished(*_: object) -> None:
         raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
 
     with scripted_pod(streaming(b"one")) as url:
         exchange = post(Pool(url))
-        monkeypatch.setattr(HTTPResponse, "read1", vanished)
+        monkeypatch.setattr(exchange, "_limit_wait", vanished)
         with pytest.raises(Broken):
             exchange.read()
         exchange.close()
@@ -153,6 +152,6 @@ def test_a_pod_whose_host_is_gone_is_lost_and_not_late(monkeypatch: pytest.Monke
 def test_a_connection_is_probed_while_it_waits() -> None:
     with scripted_pod(streaming(b"one")) as url:
         connection = Pool(url).open()
-        assert connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert connection.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
         connection.close()
