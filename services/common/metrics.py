@@ -77,8 +77,21 @@ class GatewayMetrics:
             ["result"],
             registry=registry,
         )
+        self.logins = Counter(
+            "forebay_gateway_logins_total",
+            "Log-ins by how they ended: ok, wrong (name or password), throttled.",
+            ["outcome"],
+            registry=registry,
+        )
         self.streams = Gauge(
             "forebay_gateway_streams_open", "Streams being relayed.", multiprocess_mode="livesum", registry=registry
+        )
+        self.held = Gauge(
+            "forebay_gateway_requests_held",
+            "Requests that wait for a pod because none is ready for the model.",
+            ["model"],
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         self.retries = Counter(
             "forebay_gateway_upstream_retries_total",
@@ -90,6 +103,26 @@ class GatewayMetrics:
             "forebay_gateway_streams_resumed_total",
             "Streams that went on at another pod after theirs was lost in mid-answer.",
             ["model"],
+            registry=registry,
+        )
+        self.choices = Counter(
+            "forebay_gateway_upstream_choices_total",
+            "Pods chosen, by what chose them: session, prefix (the pod that has the conversation's beginning), spilled "
+            "(that one had too much to do, another one took it), least-loaded, only.",
+            ["model", "policy"],
+            registry=registry,
+        )
+        self.circuits_opened = Counter(
+            "forebay_gateway_circuits_opened_total",
+            "Times that a pod was taken out of the choice for a while, by cause: failures, slow.",
+            ["cause"],
+            registry=registry,
+        )
+        self.circuits_open = Gauge(
+            "forebay_gateway_circuits_open",
+            "Ready pods of the model whose circuit is open or half-open.",
+            ["model"],
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.upstreams_ready = Gauge(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
@@ -53,6 +54,14 @@ class Price(BaseModel):
     cached_input: Decimal | None = Field(None, ge=0, max_digits=12, decimal_places=6)
     """Of prompt tokens that a pod's prefix cache spared; the same as others where it is not given."""
     output: Decimal = Field(Decimal(0), ge=0, max_digits=12, decimal_places=6)
+
+
+def wrong_settings(error: ValidationError) -> list[str]:
+    """What is wrong with the settings, one sentence each, by the names of the environment and without the values."""
+    return [
+        ": ".join([*(f"{PREFIX}{str(name).upper()}" for name in e["loc"][:1]), e["msg"]])
+        for e in error.errors(include_input=False)
+    ]
 
 
 class CommonSettings(BaseSettings):
@@ -102,9 +111,26 @@ class GatewaySettings(CommonSettings):
     upstreams: Annotated[list[str], NoDecode] = Field(
         ["http://127.0.0.1:8000"],
         description="Base URLs of the inference pods, comma-separated. `dns+http://HOST:PORT` is a pod at each address "
-        "of the name, which is looked up again and again: a headless Service of Kubernetes.",
+        "of the name, which is looked up again and again: a headless Service of Kubernetes. `k8s+http://NAMESPACE` is "
+        "each pod of the EndpointSlices there that have the label `forebay.dev/model`, which are watched; no namespace "
+        "is the gateway's own, `:PORT` is for pods whose port is not named `http`, `?labelSelector=` selects others.",
     )
     upstream_poll_interval: float = Field(1.0, gt=0, description="Seconds between looks at each pod's models and load.")
+    load_bound: float = Field(
+        1.25,
+        ge=1,
+        description="How many times the average load a pod may have that a conversation returns to, as the KV cache has "
+        "its beginning there; above it another pod takes the request. 1 spreads most evenly.",
+    )
+    retry_budget: float = Field(
+        0.2, ge=0, description="Requests sent to a second pod, as a part of all requests, beside ten a second."
+    )
+    breaker_failures: int = Field(
+        5, ge=1, description="Failures in a row after which a pod gets no requests for a while."
+    )
+    breaker_pause: float = Field(
+        2.0, gt=0, description="Seconds until such a pod is tried again; doubled at each failure, up to a minute."
+    )
     redis_url: Annotated[str, MAY_HOLD_CREDENTIALS] = Field(
         "redis://127.0.0.1:6379/0", description="Redis or Valkey: quotas and response cache."
     )
@@ -253,6 +279,37 @@ class GatewaySettings(CommonSettings):
         description="Seconds after SIGTERM in which a gateway still takes requests, while `/readyz` answers 503 "
         "already: the time that load balancers need to send no more. Then shutdown_grace begins.",
     )
+
+    def former_secrets(self) -> list[str]:
+        """`jwt_former_secrets`, one by one."""
+        given = self.jwt_former_secrets
+        return [] if given is None else given.get_secret_value().replace(",", " ").split()
+
+    @field_validator("jwt_former_secrets")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and any(len(one) < 32 for one in value.get_secret_value().replace(",", " ").split()):
+            raise ValueError("each must have 32 bytes or more")
+        return value
+
+    @field_validator("oidc_issuer", "oidc_jwks_uri")
+    @classmethod
+    def _encrypted(cls, value: str | None) -> str | None:
+        url = urlsplit(value or "")
+        if value is not None and url.scheme != "https" and url.hostname not in ("127.0.0.1", "::1", "localhost"):
+            raise ValueError("must be an https URL: whoever can change the keys on the way can sign tokens")
+        return value
+
+    @field_validator("oidc_audience", mode="before")
+    @classmethod
+    def _split_audience(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _audience_is_named(self) -> Self:
+        if self.oidc_issuer is not None and not self.oidc_audience:
+            raise ValueError("oidc_audience is needed beside oidc_issuer: a token for another service is none for us")
+        return self
 
     @field_validator("aliases")
     @classmethod

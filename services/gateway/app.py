@@ -5,21 +5,32 @@ from __future__ import annotations
 from flask import Flask, Response, jsonify
 
 from services.cache.connection import Connection
+from services.cache.ledger import Stream
+from services.cache.processes import Process
 from services.cache.quotas import Quotas
 from services.cache.responses import Responses
+from services.cache.throttle import Throttle
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
 from services.common.telemetry import configure_logging
 from services.gateway import pulse
 from services.gateway.accounts import open_accounts
 from services.gateway.drain import draining
+from services.gateway.hold import Hold
 from services.gateway.identify import Identifier
+from services.gateway.ledger import Ledger, open_books
+from services.gateway.ledger.reaper import Parts, Reaper
 from services.gateway.moderation import Moderator
 from services.gateway.parts import Gateway
+from services.gateway.prices import Prices
 from services.gateway.routes import admin, guide, login, openai
+from services.gateway.upstreams.breaker import Rules
 from services.gateway.upstreams.discover import Fleet
 from services.gateway.upstreams.resolve import Source
 from services.web.edge import create_app as create_edge
+
+LEDGER_GRACE = 2.0
+"""Seconds in which a worker that ends writes what it has for the ledger."""
 
 
 def create_app(settings: GatewaySettings | None = None) -> Flask:
@@ -27,26 +38,51 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
     settings = settings or GatewaySettings()
     configure_logging("gateway", settings)
     accounts = open_accounts(
-        settings.database_url, pool_size=settings.database_pool_size, key_secret=settings.key_secret.get_secret_value()
+        settings.database_url,
+        pool_size=settings.database_pool_size,
+        key_secret=settings.key_secret.get_secret_value(),
+        wait=settings.database_timeout,
     )
     connection = Connection(settings.redis_url)
+    process = Process(connection)
+    stream = Stream(connection, process.id)
+    books = open_books(settings.database_url, wait=settings.database_timeout)
     metrics = GatewayMetrics()
+    fleet = Fleet(
+        Source(settings.upstreams),
+        interval=settings.upstream_poll_interval,
+        metrics=metrics,
+        expected=settings.expected_models,
+        rules=Rules(in_a_row=settings.breaker_failures, pause=settings.breaker_pause),
+        retry_ratio=settings.retry_budget,
+        load_bound=settings.load_bound,
+    )
     gateway = Gateway(
         settings=settings,
         metrics=metrics,
         identifier=Identifier(accounts, settings),
         connection=connection,
-        quotas=Quotas(connection),
+        process=process,
+        quotas=Quotas(connection, process=process.id),
+        prices=Prices(settings.prices),
         responses=Responses(connection, ttl=settings.cache_ttl, max_bytes=settings.cache_max_bytes),
-        fleet=Fleet(Source(settings.upstreams), interval=settings.upstream_poll_interval, metrics=metrics),
+        fleet=fleet,
+        hold=Hold(fleet, metrics, timeout=settings.hold_timeout, most=settings.hold_max),
+        ledger=Ledger(books, stream, metrics, retention_days=settings.ledger_retention_days),
         moderator=Moderator(settings, metrics) if settings.moderation_url else None,
     )
+    process.start()
+    gateway.ledger.start()
     gateway.fleet.start()
+    parts = Parts(process, gateway.quotas, stream, books, gateway.fleet, gateway.prices, metrics)
+    reaper = Reaper(parts)
+    reaper.start()
     pulse.watch(connection, metrics.cache_down)
 
     app = create_edge("services.gateway", max_body_bytes=settings.max_body_bytes)
     app.extensions["forebay"] = gateway
-    login.register(app, accounts, gateway.identifier, settings)
+    app.extensions["forebay.reaper"] = reaper
+    login.register(app, accounts, gateway.identifier, settings, throttle=Throttle(connection), metrics=metrics)
     app.register_blueprint(openai.blueprint(gateway))
     app.register_blueprint(guide.blueprint(gateway))
     app.register_blueprint(admin.blueprint(accounts, gateway.identifier))
@@ -59,3 +95,12 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         return jsonify(status="ready", models=sorted(gateway.fleet.models())), 200
 
     return app
+
+
+def close(app: Flask) -> None:
+    """Ends what a worker does beside requests, once the last of them has gone: the ledger gets what it can take now,
+    and the others learn at once that this process is no more."""
+    gateway: Gateway = app.extensions["forebay"]
+    app.extensions["forebay.reaper"].stop()
+    gateway.ledger.stop(LEDGER_GRACE)
+    gateway.process.stop()

@@ -25,7 +25,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from services.common.errors import Conflict
-from services.common.settings import GatewaySettings
+from services.common.settings import GatewaySettings, wrong_settings
 from services.gateway.accounts import PLATFORM, Accounts, open_accounts
 from services.gateway.accounts.credentials import key_prefix
 
@@ -53,11 +53,7 @@ def bootstrap(settings: GatewaySettings, key_file: Path, *, reset_admin: bool = 
         OSError: the key file can't be read or written.
         sqlalchemy.exc.SQLAlchemyError: the database can't be reached or written.
     """
-    accounts = open_accounts(
-        settings.database_url,
-        pool_size=settings.database_pool_size,
-        key_secret=settings.key_secret.get_secret_value(),
-    )
+    accounts = _open(settings)
     key_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with closing(accounts), _locked(key_file.parent):
         for tenant in (PLATFORM, DEMO):
@@ -80,11 +76,7 @@ def bootstrap_given(settings: GatewaySettings, password: str, key: str) -> None:
         raise ValueError("the given password is empty")
     if key_prefix(key) is None:
         raise ValueError("the given key has not the form of one: fb-, 8 of a-z2-7, -, 43 of A-Za-z0-9_-")
-    accounts = open_accounts(
-        settings.database_url,
-        pool_size=settings.database_pool_size,
-        key_secret=settings.key_secret.get_secret_value(),
-    )
+    accounts = _open(settings)
     with closing(accounts):
         for tenant in (PLATFORM, DEMO):
             _ensure_tenant(accounts, tenant)
@@ -95,6 +87,15 @@ def bootstrap_given(settings: GatewaySettings, password: str, key: str) -> None:
             except Conflict:
                 return  # another process was faster
             _revoke_demo_keys(accounts, but=key_prefix(key))
+
+
+def _open(settings: GatewaySettings) -> Accounts:
+    return open_accounts(
+        settings.database_url,
+        pool_size=settings.database_pool_size,
+        key_secret=settings.key_secret.get_secret_value(),
+        wait=settings.database_timeout,
+    )
 
 
 def _ensure_tenant(accounts: Accounts, name: str) -> None:
@@ -188,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = GatewaySettings()
     except ValidationError as error:
-        wrong = "; ".join(f"FOREBAY_{str(e['loc'][0]).upper()}: {e['msg']}" for e in error.errors(include_input=False))
+        wrong = "; ".join(wrong_settings(error))
         sys.stderr.write(f"The settings are not complete: {wrong}\n")
         return 2
     if options.given_key:

@@ -1,11 +1,13 @@
 """Step 1 of a request: whose it is. An `Authorization` header becomes a `Principal`, or the request ends with 401.
 
-A credential is an API key (`fb-…`) or an access token of `POST /login`. One that was checked is trusted for
-`identity_ttl` seconds without a look into the database, which is therefore also the longest that a revocation takes.
+A credential is an API key (`fb-…`), an access token of `POST /login`, or a token of the outside issuer where there is
+one. One that was checked is trusted for `identity_ttl` seconds without a look into the database, which is therefore
+also the longest that a revocation takes; while the database can't be reached, for `identity_grace` seconds.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 import time
@@ -13,17 +15,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
 from threading import Lock
-from typing import Literal
-
-from flask_jwt_extended import decode_token
-from flask_jwt_extended.exceptions import JWTExtendedException
-from jwt import PyJWTError
 
 from services.cache.windows import LIMITS, Limits
-from services.common.errors import Forbidden, NotAuthenticated, TokenExpired
+from services.common.errors import (
+    AccountsUnavailable,
+    ApiError,
+    Conflict,
+    Forbidden,
+    InvalidRequest,
+    NotAuthenticated,
+    NotFound,
+    TokenExpired,
+)
 from services.common.settings import GatewaySettings
-from services.gateway.accounts import Accounts, Tenant, User
+from services.gateway.accounts import Accounts, Tenant
 from services.gateway.accounts.tables import Rights
+from services.gateway.identity.oidc import Oidc, is_foreign
+from services.gateway.identity.tokens import read_token, token_user
 
 MAX_TRUSTED = 10_000
 """Credentials that a process remembers, about 5 MB of them."""
@@ -56,14 +64,9 @@ class Principal:
     """Whether the tenant shares cached answers with the others that do."""
 
 
-@dataclass(frozen=True)
-class Claims:
-    """What a JWT of ours says. `expires_at` is in Unix seconds."""
-
-    user: str
-    epoch: int
-    jti: str
-    expires_at: int
+_Trust = tuple[Principal, float, float]
+"""Whose a credential is, until when without a look into the database, until when while there is no database."""
+_NOBODY = (None, 0.0, 0.0)
 
 
 def require(principal: Principal, scope: str) -> None:
@@ -88,42 +91,6 @@ def bearer(authorization: str | None) -> str:
     if match is None:
         raise NotAuthenticated("The Authorization header is malformed: it must be 'Bearer <key or token>'.")
     return match[1]
-
-
-def read_token(token: str, kind: Literal["access", "refresh"], *, now: float) -> Claims:
-    """The claims of a JWT whose signature, algorithm, issuer, type and time are right. Needs an application context.
-
-    Whether it was revoked, and whether its user may still come in, is for `token_user`.
-
-    Raises:
-        TokenExpired: its time is over.
-        NotAuthenticated: it is not a token of ours, or of the other kind.
-    """
-    try:
-        # The expiry is looked at below, by the clock that was handed in.
-        found = decode_token(token, allow_expired=True)
-        claims = Claims(found["sub"], int(found["epoch"]), str(found["jti"]), int(found["exp"]))
-    except (PyJWTError, JWTExtendedException, KeyError, TypeError, ValueError):
-        raise NotAuthenticated("The token is not valid. Log in again with POST /login.") from None
-    if found["type"] != kind:
-        raise NotAuthenticated(f"This is not the right token: the {kind} token is needed here.")
-    if claims.expires_at <= now:
-        raise TokenExpired(f"The {kind} token has expired.")
-    return claims
-
-
-def token_user(accounts: Accounts, claims: Claims) -> User:
-    """The user of a token that still holds.
-
-    Raises:
-        NotAuthenticated: the token was revoked, or its user is disabled, gone or has a new password.
-    """
-    user = accounts.user(claims.user)
-    if user is None or user.disabled:
-        raise NotAuthenticated("The user of this token is disabled or does not exist any more.")
-    if user.token_epoch != claims.epoch or accounts.is_revoked(claims.jti):
-        raise NotAuthenticated("The token has been revoked. Log in again with POST /login.")
-    return user
 
 
 class Identifier:
@@ -156,7 +123,8 @@ class Identifier:
         )
         # Keyed by a hash under a key of this process alone: a dump of the memory does not show the credentials.
         self._hash_key = secrets.token_bytes(32)
-        self._trusted: dict[bytes, tuple[Principal, float]] = {}
+        self._trusted: dict[bytes, _Trust] = {}
+        self._oidc = Oidc(settings, monotonic=monotonic) if settings.oidc_issuer else None
         self._forgotten = 0
         self._lock = Lock()
 
@@ -166,28 +134,43 @@ class Identifier:
         Raises:
             TokenExpired: the key or token was good once.
             NotAuthenticated: no credential, or one that is malformed, unknown or revoked; the message says which.
+            Forbidden: the credential is good, and its tenant is disabled or not there.
+            AccountsUnavailable: the database can't be reached, and the credential was not checked lately.
         """
         credential = bearer(authorization)
         digest = blake2b(credential.encode(), key=self._hash_key, digest_size=16).digest()
         # The time is taken before the check, so that a slow database does not lengthen the trust.
         started = self._monotonic()
-        principal, trusted_until = self._trusted.get(digest, (None, 0.0))
-        if principal is not None and started < trusted_until:
-            return principal
+        known, fresh_until, good_until = self._trusted.get(digest, _NOBODY)
+        if known is not None and started < fresh_until:
+            return known
         generation = self._forgotten
         now = self._clock()
-        principal, expires_at = self._check(credential, now)
-        trust = self._settings.identity_ttl
-        if expires_at is not None:
-            trust = min(trust, expires_at - now)
-        self._remember(digest, principal, started + trust, generation)
+        try:
+            principal, expires_at = self._check(credential, now)
+        except AccountsUnavailable:
+            if known is not None and started < good_until:
+                return known
+            raise
+        except ApiError:
+            # Or else it would be good again when the database goes.
+            self._trusted.pop(digest, None)
+            raise
+        left = math.inf if expires_at is None else expires_at - now
+        fresh, good = self._settings.identity_ttl, self._settings.identity_grace
+        self._remember(digest, (principal, started + min(fresh, left), started + min(good, left)), generation)
         return principal
 
-    def forget(self) -> None:
-        """Trusts nothing any more that was checked before: a revocation made in this process holds here at once."""
+    def forget(self, subject: str | None = None) -> None:
+        """Trusts nothing any more that was checked before, or nothing of one subject: a revocation made in this process
+        holds here at once."""
         with self._lock:
             self._forgotten += 1
-            self._trusted.clear()
+            if subject is None:
+                self._trusted.clear()
+                return
+            kept = {digest: known for digest, known in self._trusted.items() if known[0].subject != subject}
+            self._trusted = kept
 
     def _check(self, credential: str, now: float) -> tuple[Principal, float | None]:
         """The principal, and the Unix second at which its credential expires."""
@@ -210,9 +193,34 @@ class Identifier:
         return self._principal(key.tenant, f"key:{key.id}", key.scopes, key), key.expires_at
 
     def _check_token(self, token: str, now: float) -> tuple[Principal, float | None]:
+        if self._oidc is not None and is_foreign(token):
+            return self._check_outsider(self._oidc, token, now)
         claims = read_token(token, "access", now=now)
         user = token_user(self._accounts, claims)
         return self._principal(user.tenant, f"user:{user.id}", user.scopes, user), claims.expires_at
+
+    def _check_outsider(self, oidc: Oidc, token: str, now: float) -> tuple[Principal, float | None]:
+        outsider = oidc.read(token, now=now)
+        subject = f"oidc:{self._accounts.keyed_hash('oidc', outsider.identity)[:32]}"
+        return self._principal(self._place(outsider.tenant), subject, outsider.scopes, None), outsider.expires_at
+
+    def _place(self, name: str) -> Tenant:
+        """The tenant of that name, made where it is missing and the settings say so.
+
+        Raises:
+            Forbidden: there is none.
+        """
+        try:
+            return self._accounts.tenant(name)
+        except NotFound:
+            if not self._settings.oidc_create_tenants:
+                raise Forbidden("The tenant that your token names does not exist here.") from None
+        try:
+            return self._accounts.create_tenant(name)
+        except Conflict:
+            return self._accounts.tenant(name)  # another request was faster
+        except InvalidRequest:
+            raise Forbidden("What your token names can't be the name of a tenant here.") from None
 
     def _principal(self, tenant: Tenant, subject: str, scopes: frozenset[str], rights: Rights | None) -> Principal:
         """The principal of a credential that holds. `rights` are its own, where it has some.
@@ -235,14 +243,14 @@ class Identifier:
             share_cache=tenant.share_cache,
         )
 
-    def _remember(self, digest: bytes, principal: Principal, until: float, generation: int) -> None:
+    def _remember(self, digest: bytes, trust: _Trust, generation: int) -> None:
         with self._lock:
             if generation != self._forgotten:
                 return  # what was read may be older than the revocation
             self._trusted.pop(digest, None)
             if len(self._trusted) >= MAX_TRUSTED:
                 del self._trusted[next(iter(self._trusted))]
-            self._trusted[digest] = (principal, until)
+            self._trusted[digest] = trust
 
 
 def _both(one: frozenset[str] | None, other: frozenset[str] | None) -> frozenset[str] | None:

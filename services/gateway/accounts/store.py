@@ -73,7 +73,8 @@ class Accounts:
         return keyed_hash(self._key_secret, purpose, text)
 
     def create_tenant(self, name: str, **given: Any) -> Tenant:
-        """A new tenant, with what is given of `TENANT_CHANGES`. The name is a slug, since it labels metrics; `other` is the label of those beyond their cap.
+        """A new tenant, with what is given of `TENANT_CHANGES`. The name is a slug, since it labels metrics; `other` is
+        the label of those beyond their cap.
 
         Raises:
             InvalidRequest: the name is no slug of 1 to 63 characters, or is `other`.

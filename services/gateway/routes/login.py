@@ -1,28 +1,28 @@
 """`POST /login`, `/refresh` and `/logout`: JWTs for people, beside the API keys for programs.
 
-A token is a JWT (RFC 7519) signed with HS256 and nothing else. The access token is good for minutes and is what the
-other routes take; the refresh token is good for days, gives the next pair, and is spent by it (rotation, RFC 9700
-section 4.14.2).
+The access token is good for minutes and is what the other routes take; the refresh token is good for days, gives the
+next pair, and is spent by it (rotation, RFC 9700 section 4.14.2). Guessing passwords is slowed down by user name, one
+that exists or not, and by address.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from datetime import timedelta
-from typing import Any
+from hashlib import blake2b
 
-from flask import Blueprint, Flask, Response, jsonify, request
-from flask_jwt_extended import JWTManager, create_access_token, create_refresh_token
+from flask import Blueprint, Flask, Request, Response, jsonify, request
 from pydantic import Field
 
-from services.common.errors import InvalidCredentials, NotAuthenticated
+from services.cache.throttle import Account, Throttle
+from services.common.errors import ApiError, InvalidCredentials, NotAuthenticated, RateLimited
+from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
 from services.common.wire import WireModel, parse_json, validate
 from services.gateway.accounts import Accounts, User
-from services.gateway.identify import Identifier, bearer, read_token, token_user
-
-ISSUER = "forebay"
-ALGORITHM = "HS256"
+from services.gateway.identify import Identifier, bearer
+from services.gateway.identity.address import client_address, neighbourhood
+from services.gateway.identity.tokens import new_pair, prepare, read_token, token_user
 
 
 class LoginRequest(WireModel):
@@ -35,32 +35,53 @@ class LogoutRequest(WireModel):
     refresh_token: str | None = Field(None, max_length=4096)
 
 
-def register(app: Flask, accounts: Accounts, identifier: Identifier, settings: GatewaySettings) -> None:
+def register(
+    app: Flask,
+    accounts: Accounts,
+    identifier: Identifier,
+    settings: GatewaySettings,
+    *,
+    throttle: Throttle,
+    metrics: GatewayMetrics | None = None,
+) -> None:
     """Gives the application its tokens, which `identify` reads too, and the three routes."""
-    app.config.update(
-        JWT_SECRET_KEY=settings.jwt_secret.get_secret_value(),
-        JWT_ALGORITHM=ALGORITHM,
-        JWT_DECODE_ALGORITHMS=[ALGORITHM],
-        JWT_ENCODE_ISSUER=ISSUER,
-        JWT_DECODE_ISSUER=ISSUER,
-        JWT_TOKEN_LOCATION=["headers"],
-        JWT_ACCESS_TOKEN_EXPIRES=timedelta(seconds=settings.access_token_ttl),
-        JWT_REFRESH_TOKEN_EXPIRES=timedelta(seconds=settings.refresh_token_ttl),
-    )
-    JWTManager(app)
-    app.register_blueprint(blueprint(accounts, identifier, settings))
+    prepare(app, settings)
+    app.register_blueprint(blueprint(accounts, identifier, settings, throttle, metrics))
 
 
-def blueprint(accounts: Accounts, identifier: Identifier, settings: GatewaySettings) -> Blueprint:
+def blueprint(
+    accounts: Accounts,
+    identifier: Identifier,
+    settings: GatewaySettings,
+    throttle: Throttle,
+    metrics: GatewayMetrics | None,
+) -> Blueprint:
     """The three routes. They work in an application that `register` has prepared."""
     routes = Blueprint("login", __name__)
+
+    def count(outcome: str) -> None:
+        if metrics is not None:
+            metrics.logins.labels(outcome).inc()
 
     @routes.post("/login")
     def login() -> Response:
         given = validate(LoginRequest, parse_json(request.get_data()))
-        user = accounts.verify_user(given.username, given.password)
+        charged = _charged(settings, given.username, request)
+        wait = throttle.take(charged)
+        if wait:
+            count("throttled")
+            seconds = math.ceil(wait)
+            raise RateLimited(f"There were too many attempts to log in. Try again in {seconds} s.", retry_after=wait)
+        try:
+            user = accounts.verify_user(given.username, given.password)
+        except ApiError:
+            throttle.give_back(charged)
+            raise
         if user is None:
+            count("wrong")
             raise InvalidCredentials("The user name or the password is wrong.")
+        throttle.give_back(charged)
+        count("ok")
         return _pair(user, settings)
 
     @routes.post("/refresh")
@@ -81,7 +102,7 @@ def blueprint(accounts: Accounts, identifier: Identifier, settings: GatewaySetti
         accounts.revoke_token(claims.jti, claims.expires_at)
         if given.refresh_token is not None:
             _revoke_refresh(accounts, given.refresh_token, claims.user)
-        identifier.forget()
+        identifier.forget(f"user:{claims.user}")
         return Response(status=204)
 
     return routes
@@ -91,12 +112,22 @@ def _credential() -> str:
     return bearer(request.headers.get("Authorization"))
 
 
+def _charged(settings: GatewaySettings, username: str, request: Request) -> tuple[Account, Account]:
+    """Whose attempt a log-in is: the user name's, of which a hash is enough, and the address'."""
+    name = blake2b(username.encode(), digest_size=16).hexdigest()
+    address = neighbourhood(client_address(request, settings.trusted_proxies))
+    return (
+        Account(f"user:{name}", settings.login_attempts_per_user, settings.login_window),
+        Account(f"address:{address}", settings.login_attempts_per_address, settings.login_window),
+    )
+
+
 def _pair(user: User, settings: GatewaySettings) -> Response:
     """A new access and refresh token, as RFC 6749 section 5.1 words and guards them."""
-    claims: dict[str, Any] = {"tenant": user.tenant_id, "role": user.role, "epoch": user.token_epoch}
+    access_token, refresh_token = new_pair(user, settings)
     response = jsonify(
-        access_token=create_access_token(user.id, additional_claims=claims),
-        refresh_token=create_refresh_token(user.id, additional_claims=claims),
+        access_token=access_token,
+        refresh_token=refresh_token,
         token_type="Bearer",  # noqa: S106
         expires_in=settings.access_token_ttl,
     )

@@ -18,6 +18,8 @@ from argon2 import PasswordHasher
 from flask import Flask, jsonify, request
 from flask.testing import FlaskClient
 
+from services.cache.connection import Connection
+from services.cache.throttle import Throttle
 from services.common.settings import GatewaySettings
 from services.gateway.accounts import PLATFORM, Accounts, open_accounts
 from services.gateway.identify import Identifier
@@ -97,10 +99,16 @@ def identifier(accounts: Accounts, settings: GatewaySettings, clock: Clock) -> I
 
 
 @pytest.fixture
-def app(accounts: Accounts, settings: GatewaySettings, identifier: Identifier) -> Flask:
+def throttle(clock: Clock) -> Throttle:
+    """Counts in this process' memory, as there is no Redis behind it."""
+    return Throttle(Connection("redis://127.0.0.1:1/0"), clock=clock)
+
+
+@pytest.fixture
+def app(accounts: Accounts, settings: GatewaySettings, identifier: Identifier, throttle: Throttle) -> Flask:
     """Log-in and admin routes, and `/whoami`, which answers with the principal."""
     made = create_app("gateway-test", max_body_bytes=65_536)
-    login.register(made, accounts, identifier, settings)
+    login.register(made, accounts, identifier, settings, throttle=throttle)
     made.register_blueprint(admin.blueprint(accounts, identifier))
 
     @made.get("/whoami")

@@ -1,1 +1,1 @@
-"""The schema's versions, for Alembic. A new one: a file in `versions/` with the next number; see `accounts/migrate.py`."""
+"""The schema's versions, for Alembic. A new one is a file in `versions/` with the next number: see `migrate.py`."""
