@@ -43,21 +43,28 @@ def note(value: dict[str, Any]) -> bytes:
     return NOTE_PREFIX + dump(value) + b"\n"
 
 
+def comment(text: str) -> bytes:
+    """A line that every client ignores, and that shows a proxy that the stream lives."""
+    return b": " + LINE_BREAK.sub(" ", text).encode() + b"\n\n"
+
+
 @dataclass(frozen=True)
 class Event:
-    """One parsed block: its data as bytes (None when there was none) and the engine's note."""
+    """One parsed block: its data as bytes (None when there was none) and the engine's note; or, without data, a comment
+    of the gateway's to its client, as it goes out."""
 
     data: bytes | None
     note: dict[str, Any] | None = None
+    comment: bytes = b""
 
     @property
     def done(self) -> bool:
         return self.data == b"[DONE]"
 
     def frame(self) -> bytes:
-        """The block as it goes on to the client: data only."""
+        """The block as it goes on to the client: data or comment only."""
         if self.data is None:
-            return b""
+            return self.comment
         return b"data: " + self.data.replace(b"\n", b"\ndata: ") + b"\n\n"
 
 

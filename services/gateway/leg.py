@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from http.client import HTTPResponse
 from itertools import chain
 
 from services.common import sse
 from services.common.errors import ClientGone, RelayedError
-from services.common.telemetry import REQUEST_ID_HEADER, TIMEOUT_HEADER, TRACE_HEADER
+from services.common.telemetry import CALL_HEADER, REQUEST_ID_HEADER, TIMEOUT_HEADER, TRACE_HEADER, WEIGHT_HEADER
 from services.gateway.call import Call
 from services.gateway.hangup import HangupWatch
 from services.gateway.upstreams.choose import Upstream
-from services.gateway.upstreams.exchange import Broken, Exchange
+from services.gateway.upstreams.exchange import Broken, Exchange, Unreachable
+from services.gateway.upstreams.http1 import Response
 
 PATHS = {"chat": "/v1/chat/completions", "text": "/v1/completions"}
 
 
 class Leg:
-    """A call at `pod`. `close` must be called, however it ends."""
+    """A call at `pod`, which answers as `model`. `close` must be called, however it ends."""
 
-    def __init__(self, pod: Upstream, call: Call) -> None:
+    def __init__(self, pod: Upstream, call: Call, model: str, weight: float) -> None:
         self.pod = pod
         self.answer = b""
         """The body of an answer that is not streamed."""
         self._call = call
+        self._weight = weight
+        self._attempt = pod.begin(model, streamed=call.streamed)
         self._exchange = Exchange(pod.pool, call.deadline)
         self._watch = HangupWatch(call.client, self._exchange.abort) if call.client is not None else None
         self._open = True
-        pod.inflight += 1
 
     def begin(self, body: bytes) -> None:
         """Sends the call and waits until its stream begins, or until its whole answer is there.
@@ -44,20 +45,27 @@ class Leg:
         headers = {
             "Content-Type": "application/json",
             REQUEST_ID_HEADER: call.request_id,
+            CALL_HEADER: call.id,
             TRACE_HEADER: call.traceparent,
+            WEIGHT_HEADER: f"{self._weight:g}",
             TIMEOUT_HEADER: f"{max(call.remaining(), 0.001):.3f}",
         }
         try:
             response = self._exchange.send("POST", PATHS[call.kind], headers, body)
+            self._attempt.answered(response.status, response.headers)
             if response.status != 200:
                 raise _refusal(response, self._exchange.read())
             if not call.streamed:
                 self.answer = self._exchange.read()
         except TimeoutError:
             raise call.too_late() from None
+        except Unreachable:
+            self.failed()
+            raise
         except Broken:
             if self.client_gone:
                 raise ClientGone from None
+            self.failed()
             raise
 
     def events(self) -> Iterator[sse.Event]:
@@ -68,6 +76,10 @@ class Leg:
             TimeoutError: the deadline passed, and the pod did not say so.
         """
         return chain.from_iterable(map(sse.Parser().feed, self._exchange.pieces()))
+
+    def failed(self) -> None:
+        """Lays it at the pod's door, whose circuit opens when that happens again and again."""
+        self._attempt.failed()
 
     @property
     def client_gone(self) -> bool:
@@ -81,10 +93,10 @@ class Leg:
             if self._watch is not None:
                 self._watch.close()
             self._exchange.close()
-            self.pod.inflight -= 1
+            self._attempt.close()
 
 
-def _refusal(response: HTTPResponse, body: bytes) -> RelayedError:
+def _refusal(response: Response, body: bytes) -> RelayedError:
     try:
         envelope = json.loads(body)
     except ValueError:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.cache.connection import Connection
+from services.cache.processes import Process
 from services.cache.quotas import Quotas
 from services.cache.responses import Responses
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
+from services.gateway.hold import Hold
 from services.gateway.identify import Identifier
+from services.gateway.ledger import Ledger
 from services.gateway.moderation import Moderator
+from services.gateway.prices import Prices
 from services.gateway.upstreams.discover import Fleet
 
 
@@ -22,8 +26,12 @@ class Gateway:
     metrics: GatewayMetrics
     identifier: Identifier
     connection: Connection
+    process: Process
     quotas: Quotas
+    prices: Prices
     responses: Responses
     fleet: Fleet
+    hold: Hold
+    ledger: Ledger
     moderator: Moderator | None
     """None where no moderation model is named."""

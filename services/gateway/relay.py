@@ -7,26 +7,40 @@ after them, and draws the tokens that the lost one would have drawn, since the c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+
+from gevent import GreenletExit
 
 from services.common import sse
-from services.common.errors import ApiError, ClientGone, DeadlineExceeded, UpstreamUnavailable
+from services.common.errors import ApiError, ClientGone, DeadlineExceeded, ShuttingDown, UpstreamUnavailable
 from services.common.wire import Answer, Usage
+from services.gateway.hold import Hold
 from services.gateway.leg import Leg
 from services.gateway.observe import GivenUp, observe
+from services.gateway.outcome import outcome_of
 from services.gateway.trip import Trip
 from services.gateway.upstreams.exchange import Broken
 
 CHOICES = b'"choices":'
 """Ends what all chunks of an answer have in common: id, time and model."""
+SHUT_DOWN = b'"code":"upstream_unavailable"'
+"""In the error by which a pod gives its streams up because it ends."""
 
 
-def relay(trip: Trip, leg: Leg) -> Iterator[sse.Event]:
-    """The events for the client, from the first of `leg` to [DONE], or to an error that says why there are no more."""
+def relay(trip: Trip, hold: Hold, leg: Leg | None, last: sse.Event | None = None) -> Iterator[sse.Event]:
+    """The events for the client, from the first of `leg` to [DONE], or to an error that says why there are no more.
+
+    Args:
+        leg: where the stream begins; None when a pod is yet to be waited for.
+        last: the last chunk that the client has, where somebody else began the stream; `Spent` then has its tokens.
+    """
     call, spent = trip.call, trip.spent
     spent.outcome = "client_gone"  # until the stream says otherwise
-    events, last = leg.events(), None
     try:
+        if leg is not None:
+            events = leg.events()
+        else:
+            events = yield from _rest(trip, hold, Broken("its gateway was lost"), last)
         while spent.outcome == "client_gone":
             try:
                 for event in events:
@@ -37,7 +51,7 @@ def relay(trip: Trip, leg: Leg) -> Iterator[sse.Event]:
                     raise Broken("it ended the stream before its end")
             except Broken as fault:
                 if spent.outcome == "client_gone" and not trip.client_gone:
-                    events = _rest(trip, fault, last)
+                    events = yield from _rest(trip, hold, fault, last)
                 else:
                     return
     except ClientGone:
@@ -45,43 +59,55 @@ def relay(trip: Trip, leg: Leg) -> Iterator[sse.Event]:
     except (TimeoutError, DeadlineExceeded):
         spent.outcome = "timeout"
         yield _error_event(call.too_late())
+    except ApiError as error:  # it never began
+        spent.outcome = outcome_of(error)
+        yield _error_event(error)
     except Broken as fault:
         spent.outcome = "upstream_error"
-        lost = UpstreamUnavailable("The pod that worked on the request was lost in mid-stream.")
+        come_again = fault.__cause__.retry_after if isinstance(fault.__cause__, ApiError) else None
+        lost = UpstreamUnavailable("The pod that worked on the request was lost in mid-stream.", retry_after=come_again)
         yield fault.event if isinstance(fault, GivenUp) else _error_event(lost)
+    except GreenletExit:
+        spent.outcome = "error"
+        yield _error_event(ShuttingDown())
 
 
-def _rest(trip: Trip, fault: Broken, last: sse.Event | None) -> Iterator[sse.Event]:
-    """What the client still lacks after `last`, where its pod has failed by `fault`.
+def _rest(
+    trip: Trip, hold: Hold, fault: Broken, last: sse.Event | None
+) -> Generator[sse.Event, None, Iterator[sse.Event]]:
+    """What the client still lacks after `last`, where its pod has failed by `fault`; comments while a pod is waited for.
 
     Raises:
         Broken: `fault`, as nobody can go on: the pod sent no notes, there are several choices, or no other pod is left.
+        ApiError: the client has nothing yet, and no pod takes the call.
         DeadlineExceeded: no pod took the call in time.
         ClientGone: the client hung up meanwhile.
     """
     call, spent = trip.call, trip.spent
-    if not isinstance(fault, GivenUp):
+    if isinstance(fault, GivenUp):
+        trip.given_up(shut_down=SHUT_DOWN in (fault.event.data or b""))
+    else:
         trip.lost(str(fault))
     if spent.usage is not None:
         return iter([sse.Event(b"[DONE]")])
+    if last is None:
+        return (yield from hold.leg(trip)).events()
+    if not spent.prompt_tokens or call.request.choices > 1:
+        raise fault
+    data = last.data or b""
+    chunk = json.loads(data)
+    if chunk["choices"][0]["finish_reason"] is not None:
+        answer = Answer(call.kind, chunk["id"], chunk["model"], chunk["created"])
+        usage = answer.usage(Usage(spent.prompt_tokens, spent.completion_tokens))
+        return iter([sse.Event(sse.dump(usage)), sse.Event(b"[DONE]")])
     try:
-        if last is None:
-            return trip.go_on().events()
-        if not spent.prompt_tokens or call.request.choices > 1:
-            raise fault
-        data = last.data or b""
-        chunk = json.loads(data)
-        if chunk["choices"][0]["finish_reason"] is not None:
-            answer = Answer(call.kind, chunk["id"], chunk["model"], chunk["created"])
-            usage = answer.usage(Usage(spent.prompt_tokens, spent.completion_tokens))
-            return iter([sse.Event(sse.dump(usage)), sse.Event(b"[DONE]")])
-        events = trip.go_on(resume=spent.token_ids).events()
+        leg = yield from hold.leg(trip, resume=spent.token_ids)
     except ClientGone:
         raise
     except ApiError as refusal:
-        raise call.too_late() if refusal.status == DeadlineExceeded.status else fault from None
+        raise call.too_late() if refusal.status == DeadlineExceeded.status else fault from refusal
     trip.count_resume()
-    return _continued(events, len(spent.token_ids), data[: data.index(CHOICES)])
+    return _continued(leg.events(), len(spent.token_ids), data[: data.index(CHOICES)])
 
 
 def _continued(events: Iterator[sse.Event], given: int, head: bytes) -> Iterator[sse.Event]:
@@ -103,4 +129,8 @@ def _continued(events: Iterator[sse.Event], given: int, head: bytes) -> Iterator
 
 
 def _error_event(error: ApiError) -> sse.Event:
-    return sse.Event(sse.dump(error.envelope()))
+    """The error as an event, with the seconds after which to come again in place of the header that is gone."""
+    body = error.envelope()
+    if (seconds := error.headers.get("Retry-After")) is not None:
+        body["error"]["retry_after"] = float(seconds)
+    return sse.Event(sse.dump(body))

@@ -8,10 +8,10 @@ import time
 
 from services.cache.ledger import Entry
 from services.cache.windows import Used
-from services.common.errors import BUSY, ApiError, ClientGone, DeadlineExceeded, RelayedError
 from services.common.metrics import GatewayMetrics
 from services.gateway.admit import Admission
 from services.gateway.call import Call, Spent
+from services.gateway.outcome import outcome_of
 from services.gateway.parts import Gateway
 from services.gateway.recall import whole_answer
 
@@ -23,7 +23,7 @@ def settle(
     if admission.settled:
         return
     admission.settled = True
-    outcome = spent.outcome or _outcome_of(error)
+    outcome = spent.outcome or outcome_of(error)
     entry = _entry(gateway, call, admission, spent, outcome)
     answer = None
     if outcome == "ok" and admission.answer_key is not None:
@@ -95,17 +95,3 @@ def _count(metrics: GatewayMetrics, model: str, call: Call, entry: Entry, spent:
         metrics.cost.labels(model, tenant).inc(entry.cost_micros / 1e6)
     if entry.saved_micros:
         metrics.cost_saved.labels(model, tenant).inc(entry.saved_micros / 1e6)
-
-
-def _outcome_of(error: BaseException | None) -> str:
-    if error is None:
-        return "ok"
-    if isinstance(error, ClientGone):
-        return "client_gone"
-    if isinstance(error, DeadlineExceeded):
-        return "timeout"
-    if isinstance(error, RelayedError) and error.status in BUSY:
-        return "overloaded"
-    if isinstance(error, ApiError):
-        return "client_error" if error.status < 500 else "upstream_error"
-    return "error"

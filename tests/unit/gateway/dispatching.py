@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any, cast
 
 from prometheus_client import CollectorRegistry
 
 from services.common.errors import ApiError
 from services.common.metrics import GatewayMetrics
+from services.common.sse import Event
 from services.common.wire import ChatRequest, CompletionRequest, validate
 from services.gateway.call import Call, Spent
 from services.gateway.dispatch import dispatch
+from services.gateway.hold import Hold
 from services.gateway.identify import Principal
 from services.gateway.parts import Gateway
 from services.gateway.upstreams.discover import Fleet
@@ -28,6 +32,7 @@ class Dispatched:
     events: list[Any] = field(default_factory=list)
     body: Any = None
     error: ApiError | None = None
+    comments: list[bytes] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -48,18 +53,35 @@ class Dispatched:
 
 
 class Dispatcher:
-    """Sends calls to these pods, which it has seen ready; the least busy one is that which stands first."""
+    """Sends calls to these pods, which it has seen ready; the least busy one is that which stands first.
 
-    def __init__(self, *urls: str) -> None:
+    Args:
+        hold_timeout: seconds that a call waits for a pod where none is ready.
+        fallbacks: as the setting says.
+    """
+
+    def __init__(
+        self,
+        *urls: str,
+        hold_timeout: float = 0,
+        hold_max: int = 10,
+        fallbacks: dict[str, list[str]] | None = None,
+        models: frozenset[str] | None = None,
+    ) -> None:
         self.metrics = GatewayMetrics(CollectorRegistry())
-        self.fleet = Fleet(Source(urls), interval=1, metrics=self.metrics)
+        self.fleet = Fleet(Source(urls), interval=1, metrics=self.metrics, rng=_First())
         self.fleet.look()
         for number, pod in enumerate(self.fleet.upstreams):
             pod.inflight = 100 * number
-        self._gateway = cast("Gateway", _Parts(self.metrics, self.fleet))
+        self.hold = Hold(self.fleet, self.metrics, timeout=hold_timeout, most=hold_max)
+        self._gateway = cast("Gateway", _Parts(self.metrics, self.fleet, self.hold, _Settings(fallbacks or {})))
+        self._principal = cast("Principal", _Tenant(models=models))
 
-    def ask(self, body: dict[str, Any], *, timeout: float = 30) -> Dispatched:
-        """The client's side of a request for the model `m`, a chat where it has no prompt."""
+    def ask(
+        self, body: dict[str, Any], *, timeout: float = 30, on_event: Callable[[Event], None] = lambda _: None
+    ) -> Dispatched:
+        """The client's side of a request for the model `m`, a chat where it has no prompt. `on_event` sees each event of
+        a stream as it comes."""
         body = {"model": "m", **body}
         if "prompt" not in body:
             body = {"messages": [{"role": "user", "content": "hi"}], **body}
@@ -77,15 +99,18 @@ class Dispatcher:
         )
         spent = Spent()
         try:
-            reply = dispatch(self._gateway, cast("Principal", _Tenant()), call, spent)
+            reply = dispatch(self._gateway, self._principal, call, spent)
         except ApiError as error:
             return Dispatched(spent, error=error)
+        events, comments = [], []
         try:
-            events = [event.data or b"" for event in reply.events or ()]
+            for event in reply.events or ():
+                on_event(event)
+                (comments if event.data is None else events).append(event.data or event.comment)
         finally:
             reply.close()
         told = [data.decode() if data == b"[DONE]" else json.loads(data) for data in events]
-        return Dispatched(spent, told, json.loads(reply.body) if reply.body else None)
+        return Dispatched(spent, told, json.loads(reply.body) if reply.body else None, comments=comments)
 
     def ready(self) -> list[bool]:
         return [pod.ready for pod in self.fleet.upstreams]
@@ -104,14 +129,30 @@ class Dispatcher:
             pod.pool.close()
 
 
+class _First(Random):
+    """Draws the first two of the pods, so that the first is taken unless the second is less loaded."""
+
+    def random(self) -> float:
+        return 0.0
+
+
 @dataclass(frozen=True)
 class _Parts:
     """What dispatching needs of a gateway."""
 
     metrics: GatewayMetrics
     fleet: Fleet
+    hold: Hold
+    settings: _Settings
+
+
+@dataclass(frozen=True)
+class _Settings:
+    fallbacks: dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class _Tenant:
     cache_salt: str = "salt"
+    weight: float = 1.0
+    models: frozenset[str] | None = None

@@ -50,7 +50,9 @@ class TestConversation:
     def test_another_beginning_is_another_one(self, role: str) -> None:
         first = {"system": "Be brief.", "user": "hi"}
         other = {**first, role: "something else"}
-        bodies = [{"messages": [{"role": name, "content": text} for name, text in one.items()]} for one in (first, other)]
+        bodies = [
+            {"messages": [{"role": name, "content": text} for name, text in one.items()]} for one in (first, other)
+        ]
         assert conversation_of(bodies[0], None) != conversation_of(bodies[1], None)
 
     def test_a_session_tells_it_whatever_is_said(self) -> None:
