@@ -167,9 +167,20 @@ class Stream:
 
         self._connection.reach(finish)
 
-    def leave(self) -> None:
-        """Takes this consumer out of the group, if nothing is in its hands."""
-        self._connection.reach(self._leave)
+    def leave(self, consumer: str | None = None) -> bool:
+        """Takes this consumer, or a dead one, out of the group. False where something is still in its hands."""
+        name = consumer or self._consumer
+
+        def leave(redis: Redis) -> bool:
+            try:
+                ours = [one for one in redis.xinfo_consumers(STREAM, GROUP) if one["name"] == name.encode()]
+            except ResponseError:
+                return True  # no stream, no group: nothing to leave
+            if ours and ours[0]["pending"] == 0:
+                redis.xgroup_delconsumer(STREAM, GROUP, name)
+            return not ours or ours[0]["pending"] == 0
+
+        return self._connection.reach(leave)
 
     def lag(self) -> Lag:
         """How far SQL is behind."""
@@ -197,14 +208,6 @@ class Stream:
                     raise
 
         self._connection.reach(make)
-
-    def _leave(self, redis: Redis) -> None:
-        try:
-            consumers = redis.xinfo_consumers(STREAM, GROUP)
-            if any(one["name"] == self._consumer.encode() and one["pending"] == 0 for one in consumers):
-                redis.xgroup_delconsumer(STREAM, GROUP, self._consumer)
-        except ResponseError:
-            return  # no stream, no group: nothing to leave
 
 
 def _pairs(found: Any) -> Iterable[tuple[Any, Any]]:

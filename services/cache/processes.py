@@ -88,6 +88,17 @@ class Process:
         """
         self._connection.reach(lambda redis: redis.srem(PROCESSES, process))
 
+    def first(self, role: str) -> bool:
+        """Whether this process has a role that one of all is to have, for the next few seconds.
+
+        Raises:
+            CacheDown: Redis is not reachable.
+        """
+        holder = self._connection.reach(
+            lambda redis: redis.set(f"forebay:role:{role}", self.id, nx=True, get=True, px=TTL_MS)
+        )
+        return holder is None or holder == self.id.encode()
+
     def _beat_on(self) -> None:
         while not self._stopped.wait(INTERVAL):
             self.beat()

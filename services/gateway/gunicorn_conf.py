@@ -35,3 +35,11 @@ child_exit = forget_worker
 
 def when_ready(_server: Any) -> None:
     serve_metrics(_settings.host, _settings.metrics_port)
+
+
+def worker_exit(_server: Any, worker: Any) -> None:
+    from services.gateway.app import close  # noqa: PLC0415  # not in the master, which has no gevent
+
+    app = getattr(worker, "wsgi", None)
+    if app is not None:
+        close(app)

@@ -73,7 +73,7 @@ class Ledger:
             pass
         while self._spooled:
             self._lose(self._spooled.popleft(), "the gateway ends")
-        self._guarded(self._leave)
+        self._guarded(self._stream.leave)
         self._show_spool()
 
     def spool(self, entry: Entry) -> None:
@@ -213,9 +213,6 @@ class Ledger:
             while self.books.forget(before, BATCH) and not self._stopped.is_set():
                 pass
             self._tidy_at = time.monotonic() + TIDY
-
-    def _leave(self) -> None:
-        self._stream.leave()
 
     def _show_spool(self) -> None:
         self._metrics.ledger_spool.set(len(self._spooled))
