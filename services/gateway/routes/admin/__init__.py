@@ -1,0 +1,31 @@
+"""`/admin`: tenants, users, keys, usage and the audit log, for credentials with the scope `admin`; a file each.
+
+Admins of the tenant `platform` administer every tenant. Those of another see and change that tenant alone: an id
+from outside answers as if it did not exist. Limits, allow-lists of tenants and tenants themselves are the platform's.
+"""
+
+from __future__ import annotations
+
+from flask import Blueprint, g, request
+
+from services.gateway.accounts import Accounts
+from services.gateway.identify import Identifier, require
+from services.gateway.routes.admin import audit, keys, tenants, users
+from services.gateway.routes.admin.desk import Desk
+
+NOUNS = (tenants, users, keys, audit)
+
+
+def blueprint(accounts: Accounts, identifier: Identifier) -> Blueprint:
+    """The admin routes over these accounts."""
+    routes = Blueprint("admin", __name__, url_prefix="/admin")
+    desk = Desk(accounts, identifier)
+
+    @routes.before_request
+    def _only_admins() -> None:
+        g.principal = identifier.identify(request.headers.get("Authorization"))
+        require(g.principal, "admin")
+
+    for noun in NOUNS:
+        noun.register(routes, desk)
+    return routes

@@ -1,0 +1,126 @@
+"""`/admin/users`: the people of a tenant, who log in with a name and a password."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Literal
+
+from flask import Blueprint, Response
+from pydantic import AliasPath, Field
+
+from services.common.errors import Conflict
+from services.gateway.accounts import Role
+from services.gateway.routes.admin.desk import (
+    Desk,
+    GivenRights,
+    Id,
+    ShownRights,
+    TenantPage,
+    UnixTime,
+    changes_of,
+    confined,
+    limits_are_the_platforms,
+    me,
+    owner,
+    page,
+    reach,
+    read_body,
+    read_query,
+)
+from services.gateway.routes.admin.writes import Written, differences, write
+
+
+class NewUser(GivenRights):
+    tenant: str | None = Field(None, description="The admin's own, where none is named.")
+    username: str = Field(description="1 to 128 of a-z 0-9 . _ @ + - that begin with a letter or digit.")
+    password: str | None = Field(
+        None, min_length=12, max_length=1024, description="Without one, one is made and shown in this answer only."
+    )
+    role: Role = "member"
+
+
+class UserChange(GivenRights):
+    disabled: bool | None = None
+    role: Role | None = None
+    password: str | None = Field(None, min_length=12, max_length=1024)
+
+
+class UserShown(ShownRights):
+    id: Id
+    object: Literal["user"] = "user"
+    tenant: str = Field(validation_alias=AliasPath("tenant", "name"))
+    username: str
+    role: Role
+    disabled: bool
+    created_at: UnixTime
+
+
+class UserCreated(UserShown):
+    password: str | None = Field(None, description="Only where the gateway has made it. It can't be shown again.")
+
+
+def register(routes: Blueprint, desk: Desk) -> None:
+    accounts = desk.accounts
+
+    @routes.get("/users")
+    def list_users() -> Response:
+        query = read_query(TenantPage)
+        rows = accounts.users(tenant=confined(desk, query.tenant), after=query.after, limit=query.limit + 1)
+        return page(rows, query.limit, UserShown)
+
+    @routes.post("/users")
+    def create_user() -> Response:
+        given = read_body(NewUser).model_dump(exclude_unset=True)
+        limits_are_the_platforms(given)
+        tenant = owner(given.pop("tenant", None))
+        asked = given.pop("password", None)
+        password = asked or secrets.token_urlsafe(18)
+        password_hash = accounts.hash_password(password)
+
+        def perform() -> Written:
+            user = accounts.create_user(tenant, password_hash=password_hash, **given)
+            body = UserShown.of(user) | ({} if asked else {"password": password})
+            return Written("user.create", user.id, tenant, body, 201, detail=given)
+
+        return write(desk, perform)
+
+    @routes.get("/users/<identity>")
+    def get_user(identity: str) -> tuple[dict[str, object], int]:
+        return UserShown.of(accounts.owned_user(identity, tenant=reach())), 200
+
+    @routes.patch("/users/<identity>")
+    def change_user(identity: str) -> Response:
+        changes = changes_of(read_body(UserChange))
+        limits_are_the_platforms(changes)
+        if changes.get("disabled") or changes.get("role") == "member":
+            _not_oneself(identity, "disable or demote")
+        password = changes.pop("password", None)
+        if password is not None:
+            changes["password_hash"] = accounts.hash_password(password)
+
+        def perform() -> Written:
+            before = UserShown.of(accounts.owned_user(identity, tenant=reach()))
+            user = accounts.update_user(identity, tenant=reach(), **changes)
+            after = UserShown.of(user)
+            detail = differences(before, after) | ({"password": "new"} if password else {})
+            return Written("user.update", user.id, user.tenant.name, after, detail=detail, forget=True)
+
+        return write(desk, perform)
+
+    @routes.delete("/users/<identity>")
+    def delete_user(identity: str) -> Response:
+        _not_oneself(identity, "delete")
+
+        def perform() -> Written:
+            user = accounts.delete_user(identity, tenant=reach())
+            shown = UserShown.of(user)
+            return Written(
+                "user.delete", user.id, user.tenant.name, shown, detail={"username": user.username}, forget=True
+            )
+
+        return write(desk, perform)
+
+
+def _not_oneself(identity: str, verb: str) -> None:
+    if me().subject == f"user:{identity}":
+        raise Conflict(f"You can't {verb} yourself.")
