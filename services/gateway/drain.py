@@ -59,7 +59,7 @@ class Worker(GeventWorker):  # type: ignore[misc]
         """Those that answer one."""
         self._cut = False
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
+    def handle_exit(self, *_: object) -> None:
         global _begun  # noqa: PLW0603
         if not _begun:
             _begun = True

@@ -14,6 +14,7 @@ from gevent import GreenletExit
 from services.common import sse
 from services.common.errors import ApiError, ClientGone, DeadlineExceeded, ShuttingDown, UpstreamUnavailable
 from services.common.wire import Answer, Usage
+from services.gateway.call import Call
 from services.gateway.hold import Hold
 from services.gateway.leg import Leg
 from services.gateway.observe import GivenUp, observe
@@ -54,28 +55,34 @@ def relay(trip: Trip, hold: Hold, leg: Leg | None, last: sse.Event | None = None
                     events = yield from _rest(trip, hold, fault, last)
                 else:
                     return
-    except ClientGone:
-        return
-    except (TimeoutError, DeadlineExceeded):
-        spent.outcome = "timeout"
-        yield _error_event(call.too_late())
-    except ApiError as error:  # it never began
-        spent.outcome = outcome_of(error)
-        yield _error_event(error)
-    except Broken as fault:
-        spent.outcome = "upstream_error"
+    except (Broken, ApiError, TimeoutError, GreenletExit) as fault:
+        spent.outcome, event = _failed(fault, call)
+        if event is not None:
+            yield event
+
+
+def _failed(fault: BaseException, call: Call) -> tuple[str, sse.Event | None]:
+    """The outcome of a stream that ends by `fault`, and the event that tells the client, if there still is one."""
+    if isinstance(fault, GivenUp):
+        return "upstream_error", fault.event
+    if isinstance(fault, Broken):
         come_again = fault.__cause__.retry_after if isinstance(fault.__cause__, ApiError) else None
-        lost = UpstreamUnavailable("The pod that worked on the request was lost in mid-stream.", retry_after=come_again)
-        yield fault.event if isinstance(fault, GivenUp) else _error_event(lost)
-    except GreenletExit:
-        spent.outcome = "error"
-        yield _error_event(ShuttingDown())
+        error: ApiError = UpstreamUnavailable(
+            "The pod that worked on the request was lost in mid-stream.", retry_after=come_again
+        )
+    elif isinstance(fault, TimeoutError | DeadlineExceeded):
+        error = call.too_late()
+    elif isinstance(fault, ApiError):
+        error = fault
+    else:
+        return "error", _error_event(ShuttingDown())
+    return outcome_of(error), None if isinstance(error, ClientGone) else _error_event(error)
 
 
 def _rest(
     trip: Trip, hold: Hold, fault: Broken, last: sse.Event | None
 ) -> Generator[sse.Event, None, Iterator[sse.Event]]:
-    """What the client still lacks after `last`, where its pod has failed by `fault`; comments while a pod is waited for.
+    """What the client still lacks after `last`, where its pod has failed by `fault`; comments while it waits for one.
 
     Raises:
         Broken: `fault`, as nobody can go on: the pod sent no notes, there are several choices, or no other pod is left.

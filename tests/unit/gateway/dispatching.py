@@ -80,8 +80,8 @@ class Dispatcher:
     def ask(
         self, body: dict[str, Any], *, timeout: float = 30, on_event: Callable[[Event], None] = lambda _: None
     ) -> Dispatched:
-        """The client's side of a request for the model `m`, a chat where it has no prompt. `on_event` sees each event of
-        a stream as it comes."""
+        """The client's side of a request for the model `m`, a chat where it has no prompt; `on_event` sees the events
+        of a stream as they come."""
         body = {"model": "m", **body}
         if "prompt" not in body:
             body = {"messages": [{"role": "user", "content": "hi"}], **body}

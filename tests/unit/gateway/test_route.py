@@ -19,7 +19,8 @@ def test_what_is_written_is_read(pairs: dict[str, str]) -> None:
 @given(st.text(min_size=1))
 def test_any_value_may_stand_in_a_header(value: str) -> None:
     line = write({"model": value})
-    assert line.isascii() and line.isprintable()
+    assert line.isascii()
+    assert line.isprintable()
 
 
 def test_a_pod_is_named_by_its_address_alone() -> None:
