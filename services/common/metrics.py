@@ -83,6 +83,13 @@ class GatewayMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.saved_tokens = Counter(
+            "forebay_gateway_saved_tokens_total",
+            "Tokens of answers that were there already: hit (response cache), coalesced (of an identical call at the "
+            "same time), replayed (sent or asked for again), resumed (the part that another run had generated).",
+            ["model", "tenant", "source"],
+            registry=registry,
+        )
         self.streams = Gauge(
             "forebay_gateway_streams_open", "Streams being relayed.", multiprocess_mode="livesum", registry=registry
         )

@@ -223,6 +223,17 @@ class GatewaySettings(CommonSettings):
     )
     default_max_tokens: int = Field(1024, ge=1, description="`max_tokens` of a request that names none.")
     cache_ttl: int = Field(3600, ge=0, description="Seconds a cached answer is kept; 0 turns the response cache off.")
+    stream_replay_ttl: int = Field(
+        300,
+        ge=0,
+        description="Seconds that a numbered stream is kept in Redis after its end, for a client that comes back with "
+        "`Last-Event-ID`; 0 numbers none. Only streams whose client's `Accept` names text/event-stream are numbered.",
+    )
+    idempotency_ttl: int = Field(
+        86_400,
+        ge=0,
+        description="Seconds that an `Idempotency-Key` and its answer are kept in Redis; 0 ignores the header.",
+    )
     cache_max_bytes: int = Field(1_048_576, ge=1, description="Answers larger than this are not cached.")
     max_body_bytes: int = Field(2_097_152, ge=1, description="Request bodies larger than this are refused with 413.")
     max_json_depth: int = Field(

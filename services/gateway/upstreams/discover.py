@@ -2,41 +2,80 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import random
 import threading
 import time
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from services.common.metrics import GatewayMetrics
-from services.gateway.upstreams.choose import Upstream
-from services.gateway.upstreams.exchange import Broken, Exchange, Unreachable
-from services.gateway.upstreams.resolve import Source
+from services.gateway.upstreams import outlook
+from services.gateway.upstreams.affinity import Affinity
+from services.gateway.upstreams.breaker import DEFAULT, Breaker, Rules
+from services.gateway.upstreams.budget import RetryBudget
+from services.gateway.upstreams.choose import LOAD_BOUND, Choice, choose, laggards
+from services.gateway.upstreams.look import NotReady, look_at
+from services.gateway.upstreams.resolve import Endpoint, Source
+from services.gateway.upstreams.upstream import Upstream
 
 log = logging.getLogger("forebay.upstreams")
-LOOK_TIMEOUT = 2.0
 LOOKS_AT_ONCE = 32
+WANTED_FOR = 60.0
+"""Seconds after which a model that nobody has waited for since is no longer wanted."""
 
 
 class Fleet:
     """The pods. `start` keeps the picture fresh in the background until `stop`."""
 
-    def __init__(self, source: Source, *, interval: float, metrics: GatewayMetrics) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        interval: float,
+        metrics: GatewayMetrics,
+        expected: Iterable[str] = (),
+        rules: Rules = DEFAULT,
+        retry_ratio: float = 0.2,
+        load_bound: float = LOAD_BOUND,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        """
+        Args:
+            expected: models that exist even while there is no pod of them.
+            rules: of the pods' circuits.
+            retry_ratio, load_bound: see `RetryBudget` and `choose`.
+        """
         self.upstreams: list[Upstream] = []
         self.known_models: dict[str, dict[str, Any]] = {}
+        self.retries = RetryBudget(retry_ratio, clock=clock)
+        self.load_times = outlook.LoadTimes()
         self._source = source
         self._interval = interval
         self._metrics = metrics
-        self._stopped = threading.Event()
+        self._expected = frozenset(expected)
+        self._rules = rules
+        self._load_bound = load_bound
+        self._clock = clock
+        self._rng = rng
+        self._stopped = False
+        self._look_now = threading.Event()
+        self._changed = threading.Condition()
+        self._wanted: dict[str, tuple[float, float]] = {}
+        """Models that requests wait for while there is no pod of them: since when, and when last."""
         # A pod that does not answer must not keep the look at the others waiting.
         self._lookers = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
 
     def start(self) -> None:
+        self._source.start(self._look_now.set)
         threading.Thread(target=self._watch, name="fleet", daemon=True).start()
 
     def stop(self) -> None:
-        self._stopped.set()
+        self._stopped = True
+        self._look_now.set()
+        self._source.stop()
 
     def models(self) -> dict[str, dict[str, Any]]:
         """The models that some ready pod serves, by name."""
@@ -50,60 +89,152 @@ class Fleet:
         """A request's model as a metric label: one that no pod ever served must not make a time series."""
         return model if model in self.known_models else "unknown"
 
+    def choose(
+        self,
+        model: str,
+        *,
+        tried: Collection[Upstream] = (),
+        resuming: bool = False,
+        affinity: Affinity | None = None,
+    ) -> Choice | None:
+        """The pod for a request, as `choose.choose` says, None when there is none now."""
+        choice = choose(
+            self.upstreams,
+            model,
+            tried=tried,
+            resuming=resuming,
+            affinity=affinity,
+            bound=self._load_bound,
+            now=self._clock(),
+            rng=self._rng,
+        )
+        if choice is not None:
+            self._metrics.choices.labels(model, choice.policy).inc()
+        return choice
+
+    def wait_ready(self, model: str, timeout: float) -> bool:
+        """Sleeps until a pod takes requests for the model; False when none does within `timeout` seconds."""
+        now = self._clock()
+        until = now + timeout
+        with self._changed:
+            since, last = self._wanted.get(model, (now, now))
+            self._wanted[model] = (since if now - last < WANTED_FOR else now, now)
+            while not any(outlook.takes(pod, model, now) for pod in self.upstreams):
+                if now >= until:
+                    return False
+                probe = [pod.breaker.blocked_until for pod in self.upstreams if pod.ready and model in pod.models]
+                self._changed.wait(min([until, *probe]) - now)
+                now = self._clock()
+        return True
+
+    def expects(self, model: str) -> bool:
+        """Whether there is, was or will be a pod of the model; the other names are typing errors."""
+        return (
+            model in self.known_models
+            or model in self._expected
+            or bool(outlook.coming(self.upstreams, model, self._clock()))
+        )
+
+    def phase(self, model: str) -> str | None:
+        """Why no pod takes a request for the model now, in a few words, None when one does."""
+        return outlook.phase(self.upstreams, model, self._clock())
+
+    def ready_in(self, model: str) -> float:
+        """Seconds until a pod will take a request for the model, by the load times that were measured."""
+        return outlook.ready_in(self.upstreams, model, self.load_times, self._clock())
+
+    def queue_wait(self, model: str) -> float:
+        """Seconds that a new request for the model will wait in a pod's queue."""
+        return outlook.queue_wait(self.upstreams, model, self._clock())
+
     def lost(self, pod: Upstream, reason: str) -> None:
         """Takes a pod that could not be reached out of the choice until it answers again."""
         if pod.ready:
             log.warning("pod lost", extra={"upstream": pod.url, "reason": reason})
+            pod.down_since = self._clock()
         pod.ready = False
         pod.pool.close()
 
     def look(self) -> None:
-        """One look at every pod there is now; pods that are no longer named are dropped."""
+        """One look at every pod there is now. Pods that are no longer named are dropped: what runs in them goes on."""
         known = {pod.url: pod for pod in self.upstreams}
-        urls = self._source.urls()
-        self.upstreams = [known.get(url) or Upstream(url) for url in urls]
-        for url in known.keys() - urls:
-            self.lost(known[url], "no longer named")
-        list(self._lookers.map(self._look_at, self.upstreams))
-        for name in self.known_models:
-            count = sum(pod.ready and name in pod.models for pod in self.upstreams)
-            self._metrics.upstreams_ready.labels(name).set(count)
+        endpoints = self._source.endpoints()
+        for endpoint in endpoints:
+            if endpoint.url not in known:
+                known[endpoint.url] = self._new(endpoint.url)
+        self.upstreams = [known.pop(endpoint.url) for endpoint in endpoints]
+        for gone in known.values():
+            self.lost(gone, "no longer named")
+        list(self._lookers.map(self._look_at, self.upstreams, endpoints))
+        now = self._clock()
+        for pod in laggards(self.upstreams, now):
+            if pod.breaker.state == "closed":
+                pod.breaker.trip(now)
+                self._circuit_changed(pod)
+        self._gauge()
 
-    def _look_at(self, pod: Upstream) -> None:
+    def _new(self, url: str) -> Upstream:
+        return Upstream(url, rules=self._rules, clock=self._clock, on_change=self._circuit_changed)
+
+    def _look_at(self, pod: Upstream, endpoint: Endpoint) -> None:
+        if endpoint.model is not None:
+            pod.expected |= {endpoint.model}
         try:
-            models = _models_of(pod)
-        except (Unreachable, Broken, TimeoutError, ValueError, KeyError, TypeError) as error:
-            self.lost(pod, f"{type(error).__name__}: {error}")
+            models = look_at(pod)
+            if not endpoint.ready:
+                raise NotReady("its Service says so")
+        except NotReady as why:
+            if why.phase is not None:
+                pod.phase = why.phase
+            pod.expected |= why.models
+            self.lost(pod, str(why))
             return
-        if not pod.ready:
-            log.info("pod ready", extra={"upstream": pod.url, "models": sorted(models)})
-        pod.models, pod.ready = models, True
+        pod.models = models
         self.known_models.update(models)
+        if not pod.ready:
+            self._became_ready(pod)
+
+    def _became_ready(self, pod: Upstream) -> None:
+        now = self._clock()
+        seconds = now - (pod.down_since if pod.down_since is not None else now)
+        log.info("pod ready", extra={"upstream": pod.url, "models": sorted(pod.models), "seconds": round(seconds, 2)})
+        loaded = pod.phase is not None or (pod.down_since == pod.seen_at and seconds > self._interval)
+        if loaded:  # a process that was started anew, so nothing of what it did before counts
+            pod.breaker = Breaker(self._rules)
+            pod.times.clear()
+        with self._changed:
+            for model in pod.models:
+                if loaded:
+                    self.load_times.record(model, seconds)
+                since, last = self._wanted.pop(model, (now, -WANTED_FOR))
+                if now - last < WANTED_FOR:
+                    self.load_times.record(model, now - since, from_nothing=True)
+            pod.phase = pod.down_since = None
+            pod.ready = True
+            self._changed.notify_all()
+
+    def _circuit_changed(self, pod: Upstream) -> None:
+        breaker = pod.breaker
+        if breaker.state == "open" and breaker.blocked_until > self._clock():
+            cause = "slow" if breaker.slow else "failures"
+            log.warning("circuit open", extra={"upstream": pod.url, "cause": cause})
+            self._metrics.circuits_opened.labels(cause).inc()
+        elif breaker.state == "closed":
+            log.info("circuit closed", extra={"upstream": pod.url})
+        with self._changed:
+            self._changed.notify_all()
+
+    def _gauge(self) -> None:
+        for name in self.known_models:
+            serving = [pod for pod in self.upstreams if pod.ready and name in pod.models]
+            self._metrics.upstreams_ready.labels(name).set(len(serving))
+            self._metrics.circuits_open.labels(name).set(sum(pod.breaker.state != "closed" for pod in serving))
 
     def _watch(self) -> None:
-        while not self._stopped.is_set():
-            self.look()
-            self._stopped.wait(self._interval)
-
-
-def _models_of(pod: Upstream) -> dict[str, dict[str, Any]]:
-    # Engines other than ours have no /readyz; one that lists its models takes requests.
-    status, body = _get(pod, "/readyz")
-    if status not in (200, 404):
-        raise Unreachable(f"not ready, {status}")
-    if status == 200 and pod.models and pod.models.keys() == set(json.loads(body).get("models", ())):
-        return pod.models
-    status, body = _get(pod, "/v1/models")
-    if status != 200:
-        raise Unreachable(f"/v1/models answers {status}")
-    rows = json.loads(body)["data"]
-    return {row["id"]: {name: value for name, value in row.items() if name != "id"} for row in rows}
-
-
-def _get(pod: Upstream, path: str) -> tuple[int, bytes]:
-    exchange = Exchange(pod.pool, time.monotonic() + LOOK_TIMEOUT)
-    try:
-        response = exchange.send("GET", path, {"Accept": "application/json"})
-        return response.status, exchange.read()
-    finally:
-        exchange.close()
+        while not self._stopped:
+            self._look_now.clear()
+            try:
+                self.look()
+            except Exception:
+                log.exception("the look at the pods failed")  # the next one may not
+            self._look_now.wait(self._interval)

@@ -1,7 +1,8 @@
-"""Which URLs the pods have now: fixed ones, and the addresses behind a name that are looked up again and again.
+"""Which URLs the pods have now: fixed ones, the addresses behind a name, and what Kubernetes says.
 
-`dns+http://HOST:PORT` stands for one pod at each address of HOST, as the headless Service of a Deployment gives them.
-Anything else that knows pods (Kubernetes' EndpointSlices, say) can stand beside this as another source of URLs.
+`dns+http://HOST:PORT` stands for one pod at each address of HOST, as the headless Service of a Deployment gives them;
+it is looked up again and again. `k8s+http://NAMESPACE` stands for the endpoints of the Services that select pods of a
+model there, which are watched (`slices`).
 """
 
 from __future__ import annotations
@@ -11,14 +12,30 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
+
+if TYPE_CHECKING:
+    from services.gateway.upstreams.slices import SliceWatch
 
 log = logging.getLogger("forebay.upstreams")
 DNS_PREFIX = "dns+"
+KUBERNETES_PREFIX = "k8s+"
 RESOLVE_INTERVAL = 3.0
 """Seconds that an answer of the name service is used; with the look that follows, a new pod is found within ten."""
 NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
 """What name services say of a headless Service without a ready pod."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a pod is. `ready`: whether who named it says that it may take requests. `model`: what it says it serves."""
+
+    url: str
+    ready: bool = True
+    model: str | None = None
+
 
 Lookup = Callable[[str, int], list[str]]
 
@@ -39,22 +56,44 @@ def addresses(host: str, port: int) -> list[str]:
 
 
 class Source:
-    """The pods' URLs, from a list whose entries are URLs or names to be looked up."""
+    """The pods, from a list whose entries are URLs, names to be looked up, or namespaces to be watched."""
 
     def __init__(
         self, entries: Iterable[str], *, lookup: Lookup = addresses, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        """
+        Raises:
+            ValueError: an entry that begins with `k8s+` is none that can be watched, or no cluster is configured.
+        """
         self._entries = list(entries)
         self._lookup = lookup
         self._clock = clock
         self._answers: dict[str, tuple[float, list[str]]] = {}
+        self._watches = {entry: _watch(entry) for entry in self._entries if entry.startswith(KUBERNETES_PREFIX)}
 
-    def urls(self) -> list[str]:
-        """The URLs of all pods there are now. While the name service does not answer, its last answer stands."""
-        found: dict[str, None] = {}
+    def start(self, changed: Callable[[], None]) -> None:
+        """Begins to watch, in the background; calls `changed` when pods have come or gone."""
+        for watch in self._watches.values():
+            watch.start(changed)
+
+    def stop(self) -> None:
+        for watch in self._watches.values():
+            watch.stop()
+
+    def endpoints(self) -> list[Endpoint]:
+        """All pods there are now, each URL once. While a name service or Kubernetes does not answer, what it said last
+        stands."""
+        found: dict[str, Endpoint] = {}
         for entry in self._entries:
-            found.update(dict.fromkeys(self._resolve(entry) if entry.startswith(DNS_PREFIX) else [entry]))
-        return list(found)
+            if entry in self._watches:
+                named = self._watches[entry].endpoints()
+            elif entry.startswith(DNS_PREFIX):
+                named = [Endpoint(url) for url in self._resolve(entry)]
+            else:
+                named = [Endpoint(entry)]
+            for endpoint in named:
+                found.setdefault(endpoint.url, endpoint)
+        return list(found.values())
 
     def _resolve(self, entry: str) -> list[str]:
         now = self._clock()
@@ -68,10 +107,19 @@ class Source:
         except OSError as error:
             log.warning("name not resolved", extra={"upstream": entry, "error": str(error)})
         else:
-            urls = [urlunsplit((parts.scheme, f"{_bracketed(host)}:{port}", parts.path, "", "")) for host in hosts]
+            urls = [url_of(parts.scheme, host, port, parts.path) for host in hosts]
         self._answers[entry] = (now + RESOLVE_INTERVAL, urls)
         return urls
 
 
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
+def url_of(scheme: str, address: str, port: int, path: str = "") -> str:
+    """A pod's base URL; an IPv6 address gets its brackets."""
+    host = f"[{address}]" if ipaddress.ip_address(address).version == 6 else address
+    return urlunsplit((scheme, f"{host}:{port}", path, "", ""))
+
+
+def _watch(entry: str) -> SliceWatch:
+    # Here, not above: the client of Kubernetes is heavy, and most gateways are told their pods.
+    from services.gateway.upstreams.slices import open_watch  # noqa: PLC0415
+
+    return open_watch(entry.removeprefix(KUBERNETES_PREFIX))

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from services.gateway.upstreams.resolve import RESOLVE_INTERVAL, Source, addresses
+from services.gateway.upstreams.resolve import RESOLVE_INTERVAL, Endpoint, Source, addresses
 
 
 class Names:
@@ -27,10 +27,14 @@ class Names:
         return Source(["dns+http://pods:8000", "http://fixed:8000"], lookup=self.lookup, clock=lambda: self.now)
 
 
+def urls(source: Source) -> list[str]:
+    return [endpoint.url for endpoint in source.endpoints()]
+
+
 def test_each_address_of_a_name_is_a_pod_beside_the_fixed_ones() -> None:
     names = Names()
     names.hosts = ["10.0.0.1", "10.0.0.2", "fd00::1"]
-    assert names.source().urls() == [
+    assert urls(names.source()) == [
         "http://10.0.0.1:8000",
         "http://10.0.0.2:8000",
         "http://[fd00::1]:8000",
@@ -41,31 +45,31 @@ def test_each_address_of_a_name_is_a_pod_beside_the_fixed_ones() -> None:
 def test_a_name_is_looked_up_again_after_its_interval() -> None:
     names = Names()
     source = names.source()
-    source.urls()
+    urls(source)
     names.hosts = ["10.0.0.2"]
     names.now = RESOLVE_INTERVAL - 0.1
-    assert source.urls()[0] == "http://10.0.0.1:8000"
+    assert urls(source)[0] == "http://10.0.0.1:8000"
     assert names.asked == 1
     names.now = RESOLVE_INTERVAL
-    assert source.urls()[0] == "http://10.0.0.2:8000"
+    assert urls(source)[0] == "http://10.0.0.2:8000"
 
 
 def test_a_name_without_addresses_has_no_pods() -> None:
     names = Names()
     names.hosts = []
-    assert names.source().urls() == ["http://fixed:8000"]
+    assert urls(names.source()) == ["http://fixed:8000"]
 
 
 def test_while_the_name_service_is_down_its_last_answer_stands() -> None:
     names = Names()
     source = names.source()
-    source.urls()
+    urls(source)
     names.broken, names.now = True, 100.0
-    assert source.urls()[0] == "http://10.0.0.1:8000"
+    assert urls(source)[0] == "http://10.0.0.1:8000"
 
 
 def test_a_pod_that_is_named_twice_is_one() -> None:
-    assert Source(["http://a:1", "http://a:1"]).urls() == ["http://a:1"]
+    assert Source(["http://a:1", "http://a:1"]).endpoints() == [Endpoint("http://a:1")]
 
 
 def test_the_real_name_service_knows_localhost_and_says_when_there_is_no_such_name() -> None:
