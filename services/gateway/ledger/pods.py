@@ -66,16 +66,19 @@ def ask_all(pods: Iterable[Upstream], identities: Sequence[str]) -> tuple[dict[s
     return found, complete
 
 
-def final(pod: Upstream, identity: str) -> Usage | None:
+def final(pods: Iterable[Upstream], url: str, model: str, identity: str) -> Usage | None:
     """What a call that was broken off has cost in the end, which is after the step that runs; None where nobody says.
 
     It is for those whose client is gone: nobody waits for it but the slot that the call holds in its limits.
     """
+    pod = next((one for one in pods if one.url == url), None)
+    if pod is None or not pod.ready or not pod.resumes(model):
+        return None
     try:
-        body = _exchange(pod, "GET", f"/internal/calls/{identity}?wait={END_WAIT}", 2 * END_WAIT)
+        said = _exchange(pod, "GET", f"/internal/calls/{identity}?wait={END_WAIT}", 2 * END_WAIT)
     except Silent:
         return None
-    known = _known(pod, body)
+    known = _known(pod, said)
     return known.usage if known is not None else None
 
 
