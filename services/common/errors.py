@@ -101,6 +101,14 @@ class Conflict(ApiError):
     status, type, code = 409, "invalid_request_error", "conflict"
 
 
+class IdempotencyMismatch(Conflict):
+    code = "idempotency_key_reused"
+
+
+class StreamMismatch(Conflict):
+    code = "stream_of_another_request"
+
+
 class RateLimited(ApiError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 

@@ -9,6 +9,7 @@ from services.cache.ledger import Stream
 from services.cache.processes import Process
 from services.cache.quotas import Quotas
 from services.cache.responses import Responses
+from services.cache.tapes import Tapes
 from services.cache.throttle import Throttle
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
@@ -23,6 +24,7 @@ from services.gateway.ledger.reaper import Parts, Reaper
 from services.gateway.moderation import Moderator
 from services.gateway.parts import Gateway
 from services.gateway.prices import Prices
+from services.gateway.recall.flights import Flights
 from services.gateway.routes import admin, guide, login, openai
 from services.gateway.upstreams.breaker import Rules
 from services.gateway.upstreams.discover import Fleet
@@ -47,6 +49,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
     process = Process(connection)
     stream = Stream(connection, process.id)
     books = open_books(settings.database_url, wait=settings.database_timeout)
+    tapes = Tapes(connection, process.id)
     metrics = GatewayMetrics()
     fleet = Fleet(
         Source(settings.upstreams),
@@ -65,13 +68,21 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         process=process,
         quotas=Quotas(connection, process=process.id),
         prices=Prices(settings.prices),
-        responses=Responses(connection, ttl=settings.cache_ttl, max_bytes=settings.cache_max_bytes),
+        responses=Responses(
+            connection,
+            ttl=settings.cache_ttl,
+            max_bytes=settings.cache_max_bytes,
+            shared_salt=accounts.keyed_hash("shared cache", ""),
+        ),
+        tapes=tapes,
+        flights=Flights(tapes),
         fleet=fleet,
         hold=Hold(fleet, metrics, timeout=settings.hold_timeout, most=settings.hold_max),
         ledger=Ledger(books, stream, metrics, retention_days=settings.ledger_retention_days),
         moderator=Moderator(settings, metrics) if settings.moderation_url else None,
     )
     process.start()
+    tapes.start()
     gateway.ledger.start()
     gateway.fleet.start()
     parts = Parts(process, gateway.quotas, stream, books, gateway.fleet, gateway.prices, metrics)
@@ -102,5 +113,6 @@ def close(app: Flask) -> None:
     and the others learn at once that this process is no more."""
     gateway: Gateway = app.extensions["forebay"]
     app.extensions["forebay.reaper"].stop()
+    gateway.tapes.stop()
     gateway.ledger.stop(LEDGER_GRACE)
     gateway.process.stop()

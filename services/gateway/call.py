@@ -7,13 +7,16 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from socket import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from services.common.errors import DeadlineExceeded
 from services.common.ids import new_id
 from services.common.sse import Event
 from services.common.wire import FinishReason, GenerationRequest, Kind, Usage
 from services.gateway import route
+
+if TYPE_CHECKING:
+    from services.gateway.recall.record import Recording
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,14 @@ class Spent:
     cacheable: bool = True
     answer: bytes | None = None
     """The body of an answer that was not streamed."""
+    recording: Recording | None = None
+    """What of the answer is kept for a client that comes back; None for most."""
+
+    def restart(self) -> None:
+        """Forgets what was made of an answer that is begun anew, and of which the client has nothing."""
+        self.usage, self.finish, self.outcome = None, None, None
+        self.prompt_tokens = self.completion_tokens = 0
+        self.token_ids, self.text = array("i"), []
 
     @property
     def route(self) -> str:
@@ -160,6 +171,9 @@ class Reply:
 
     body: bytes | None = None
     events: Iterator[Event] | None = None
+    status: int = 200
+    frames: Callable[[Iterator[Event], Callable[[Event], bytes]], Iterator[bytes]] | None = None
+    """Puts the events into bytes by the function that it is given, where they are numbered or kept."""
     headers: dict[str, str] = field(default_factory=dict)
     on_close: list[Callable[[], None]] = field(default_factory=list)
 

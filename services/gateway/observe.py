@@ -53,7 +53,7 @@ def observe(event: Event, call: Call, spent: Spent) -> bool:
             spent.token_ids.extend(note.get("token_ids", ()))
         if spent.first_token_at is None and (note is None or spent.completion_tokens):
             spent.first_token_at = time.monotonic()
-        if call.request.deterministic and call.use_cache:
+        if call.keep and call.request.deterministic:
             _keep_text(data, spent)
     return True
 

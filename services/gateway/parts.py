@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from services.cache.connection import Connection
 from services.cache.processes import Process
 from services.cache.quotas import Quotas
 from services.cache.responses import Responses
+from services.cache.tapes import Tapes
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
 from services.gateway.hold import Hold
@@ -16,6 +18,9 @@ from services.gateway.ledger import Ledger
 from services.gateway.moderation import Moderator
 from services.gateway.prices import Prices
 from services.gateway.upstreams.discover import Fleet
+
+if TYPE_CHECKING:
+    from services.gateway.recall.flights import Flights
 
 
 @dataclass(frozen=True)
@@ -33,5 +38,7 @@ class Gateway:
     fleet: Fleet
     hold: Hold
     ledger: Ledger
+    tapes: Tapes
+    flights: Flights
     moderator: Moderator | None
     """None where no moderation model is named."""

@@ -19,16 +19,14 @@ def answer(gateway: Gateway, call: Call) -> Reply:
     """Answers a generation request, or raises the `ApiError` that says why not."""
     principal = gateway.identifier.identify(call.authorization)
     admission = admit(gateway, principal, call)
-    spent = Spent()
+    spent = Spent(asked_model=call.asked_model, model=call.model, cache=admission.cache)
     try:
-        reply = recall(call, admission, spent)
-        if reply is None:
-            if gateway.moderator is not None:
-                gateway.moderator.ask(call)
-            reply = dispatch(gateway, principal, call, spent)
+        reply = recall(gateway, principal, call, admission, spent) or dispatch(gateway, principal, call, spent)
     except BaseException as error:
         settle(gateway, call, admission, spent, error)
         raise
-    reply.headers |= admission.headers(call)
+    if spent.recording is not None:
+        spent.recording.attach(reply)
+    reply.headers = {**admission.headers(call), "X-Forebay-Route": spent.route, **reply.headers}
     reply.on_close.insert(0, partial(settle, gateway, call, admission, spent))  # runs last, after the stream is closed
     return reply

@@ -14,7 +14,7 @@ from services.gateway.call import Call, Spent
 from services.gateway.ledger.pods import final
 from services.gateway.outcome import outcome_of
 from services.gateway.parts import Gateway
-from services.gateway.recall import whole_answer
+from services.gateway.recall import seal, whole_answer
 
 BROKEN_OFF = frozenset({"client_gone", "timeout", "upstream_error"})
 """Outcomes of calls whose pod was not heard to its end, and is asked how it ended."""
@@ -30,6 +30,7 @@ def settle(
     outcome = spent.outcome or outcome_of(error)
     if outcome in BROKEN_OFF and spent.usage is None and spent.upstream is not None:
         spent.usage = final(gateway.fleet.upstreams, spent.upstream, spent.model or call.model, call.id)
+    seal(gateway, call, admission, spent, outcome, error)
     entry = _entry(gateway, call, admission, spent, outcome)
     answer = None
     if outcome == "ok" and admission.answer_key is not None:

@@ -15,6 +15,7 @@ from services.gateway import policy
 from services.gateway.aliases import conversation_of, resolve
 from services.gateway.call import Call, Reply
 from services.gateway.parts import Gateway
+from services.gateway.recall.exact import directives
 
 
 def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
@@ -33,7 +34,9 @@ def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
     if isinstance(asked_model, str) and (weights := settings.aliases.get(asked_model)) is not None:
         body["model"] = resolve(asked_model, weights, conversation_of(body, session))
     parsed = validate(ChatRequest if kind == "chat" else CompletionRequest, body)
-    cache_control = request.headers.get("Cache-Control", "").lower()
+    sent = request.environ
+    use_cache, keep = directives(sent["HTTP_CACHE_CONTROL"]) if "HTTP_CACHE_CONTROL" in sent else (True, True)
+    resumable = settings.stream_replay_ttl > 0 and parsed.stream and "text/event-stream" in sent.get("HTTP_ACCEPT", "")
     return Call(
         kind=kind,
         request=parsed,
@@ -43,8 +46,12 @@ def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
         traceparent=g.traceparent,
         started=g.started,
         timeout=_timeout(settings.route_timeouts.get(request.path, settings.request_timeout)),
-        use_cache="no-cache" not in cache_control and "no-store" not in cache_control,
-        client=request.environ.get("gunicorn.socket"),
+        use_cache=use_cache,
+        keep=keep,
+        resumable=bool(resumable),
+        last_event_id=sent.get("HTTP_LAST_EVENT_ID") if resumable else None,
+        idempotency_key=sent.get("HTTP_IDEMPOTENCY_KEY") if settings.idempotency_ttl else None,
+        client=sent.get("gunicorn.socket"),
         asked_model=str(asked_model),
         session=session,
         log_fields=g.log_fields,
@@ -75,6 +82,8 @@ def respond(reply: Reply) -> Response:
 def stream(reply: Reply, frame: Callable[[sse.Event], bytes]) -> Response:
     """A streamed reply, each event put into bytes by `frame`."""
     events = reply.events or iter(())
+    if reply.frames is not None:
+        return finish(Response(reply.frames(events, frame), content_type=sse.CONTENT_TYPE, headers=sse.HEADERS), reply)
 
     def frames() -> Iterator[bytes]:
         for event in events:
@@ -86,6 +95,7 @@ def stream(reply: Reply, frame: Callable[[sse.Event], bytes]) -> Response:
 
 def finish(response: Response, reply: Reply) -> Response:
     """Adds the reply's headers, and closes it when the last byte has gone or the client has."""
+    response.status_code = reply.status
     response.headers.update(reply.headers)
     response.call_on_close(reply.close)
     return response

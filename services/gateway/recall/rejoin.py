@@ -1,0 +1,159 @@
+"""Coming back to an answer of one's own: by the last event that one has of a stream, or by a key of idempotency.
+
+Both find the tape of an earlier run, and are given what stands on it, what still comes, and where that run was cut,
+because its client hung up or its gateway died, the rest, generated from the tokens on the tape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import time
+from dataclasses import replace
+
+from services.cache.connection import CacheDown
+from services.cache.tape import tape_key
+from services.common.errors import (
+    IdempotencyMismatch,
+    InvalidRequest,
+    NotFound,
+    StreamMismatch,
+    UpstreamUnavailable,
+)
+from services.gateway.call import Call, Reply, Spent
+from services.gateway.identify import Principal
+from services.gateway.parts import Gateway
+from services.gateway.recall.follow import Following, read
+from services.gateway.recall.playback import Playback
+from services.gateway.recall.record import Recording
+
+FIRST_WRITE = 0.25
+"""Seconds in which a client may be back before its first events are on tape."""
+_EVENT_ID = re.compile(r"([0-9a-f]{28}):([0-9]{1,9})", re.ASCII)
+_KEY = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?", re.ASCII)
+
+
+def record(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -> None:
+    """Numbers the stream and keeps it for `stream_replay_ttl`, so that its client may come back for the rest."""
+    spent.recording = _recording(gateway, principal, call, spent, call.id, gateway.settings.stream_replay_ttl)
+    spent.recording.write()
+
+
+def reconnect(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -> Reply:
+    """The stream after the event that the client says it has: `Last-Event-ID` (WHATWG HTML, section 9.2).
+
+    When there is nothing after it, the answer is 204, which tells an EventSource not to come back.
+
+    Raises:
+        NotFound: no such stream of this tenant is kept.
+        StreamMismatch: it answered another request.
+        UpstreamUnavailable: Redis is down.
+    """
+    match = _EVENT_ID.fullmatch(call.last_event_id or "")
+    unknown = NotFound("The stream of Last-Event-ID is not known, or not kept any more.", param="Last-Event-ID")
+    if match is None:
+        raise unknown
+    name, number = match[1], int(match[2])
+    recording = _recording(gateway, principal, call, spent, name, gateway.settings.stream_replay_ttl)
+    try:
+        playback = Playback(gateway, call, recording.key, None)
+        if not playback.begins:
+            playback.close()
+            time.sleep(FIRST_WRITE)
+            playback = Playback(gateway, call, recording.key, None)
+    except CacheDown:
+        raise UpstreamUnavailable("Streams can't be continued at the moment.", retry_after=5) from None
+    if playback.begin is None or not playback.begins:
+        playback.close()
+        raise unknown
+    if playback.begin.request != recording.request:
+        playback.close()
+        raise StreamMismatch("The stream of Last-Event-ID answered another request.", param="Last-Event-ID")
+    if playback.done(number):
+        playback.close()
+        spent.recalled, spent.outcome = "replayed", "cached"
+        return Reply(body=b"", status=204)
+    reply = _come_back(gateway, principal, call, spent, recording, playback, number)
+    if reply is None:
+        raise unknown
+    return reply
+
+
+def repeat(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -> Reply | None:
+    """The answer of the first request with this `Idempotency-Key` of the same subject, if this is not the first.
+
+    Raises:
+        InvalidRequest: the key has not the form of one.
+        IdempotencyMismatch: it named another request before.
+    """
+    key = call.idempotency_key or ""
+    if _KEY.fullmatch(key) is None:
+        raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters.", param="Idempotency-Key")
+    ttl = gateway.settings.idempotency_ttl
+    named = hmac.new(principal.cache_salt.encode(), f"{principal.subject}\n{key}".encode(), hashlib.sha256).hexdigest()
+    digest = _digest(call)
+    value = f"{digest} {call.id} {gateway.tapes.process}"
+    try:
+        first = gateway.connection.reach(
+            lambda redis: redis.set(f"forebay:idempotency:{named}", value, nx=True, get=True, ex=ttl)
+        )
+        if first is None:
+            spent.recording = _recording(gateway, principal, call, spent, call.id, ttl)
+            spent.recording.write()
+            return None
+        before, name, process = first.decode().split()
+        if before != digest:
+            raise IdempotencyMismatch(
+                "This Idempotency-Key was used with another request body.", param="Idempotency-Key"
+            )
+        playback = Playback(gateway, call, tape_key(principal.cache_salt, name), (name, process))
+    except CacheDown:
+        return None
+    recording = _recording(gateway, principal, call, spent, name, ttl)
+    reply = _come_back(gateway, principal, call, spent, recording, playback, 0)
+    if reply is not None:
+        reply.headers["Idempotency-Replayed"] = "true"
+    return reply
+
+
+def _come_back(
+    gateway: Gateway,
+    principal: Principal,
+    call: Call,
+    spent: Spent,
+    recording: Recording,
+    playback: Playback,
+    number: int,
+) -> Reply | None:
+    """What stands on the tape after this event, and what comes; None where the call is to begin it anew."""
+    if playback.begin is not None:
+        spent.seed = playback.begin.seed
+        if playback.begin.model != call.model:  # an alias stood for this one then
+            call = _for_model(call, playback.begin.model)
+            spent.model, spent.cacheable = call.model, False
+    recording.skip(number)
+    spent.recording = recording
+
+    def take_over(playback: Playback) -> None:
+        if playback.taken:
+            recording.write(begun=True, number=playback.count, tokens=len(spent.token_ids))
+
+    following = Following(playback, "replayed", recording.begin(), recording.ttl, take_over, skip=number)
+    return read(gateway, principal, call, spent, following)
+
+
+def _recording(gateway: Gateway, principal: Principal, call: Call, spent: Spent, name: str, ttl: float) -> Recording:
+    return Recording(gateway, principal, call, spent, name=name, request=_digest(call), ttl=ttl)
+
+
+def _digest(call: Call) -> str:
+    """Names what the client asked: the body, with the model as it was written."""
+    asked = {**call.body, "model": call.asked_model or call.model}
+    canonical = json.dumps([call.kind, asked], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode(errors="surrogatepass")).hexdigest()
+
+
+def _for_model(call: Call, model: str) -> Call:
+    return replace(call, request=call.request.model_copy(update={"model": model}), body={**call.body, "model": model})
