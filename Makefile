@@ -13,10 +13,12 @@ IMAGE_TOOLS := build/image-tools/.installed
 CHART_TOOLS := build/tools/.fetched
 CHECKOV := build/checkov/.installed
 RIVALS := build/bench/venv/.installed
+GATEWAY_RIVALS := build/bench/gateway-venv/.installed
 PYTEST := $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit lint format docs dashboards k8s bench bench-front bench-engine bench-rivals constraints clean \
+.PHONY: help run test test-unit lint format docs dashboards k8s bench bench-front bench-engine bench-rivals bench-gateway \
+        bench-gateway-rivals constraints clean \
         images images-lint compose-secrets chart-docs chart-tools chart-test chart-run
 
 help: ## list the targets
@@ -81,6 +83,11 @@ bench-engine: $(RUNTIME) ## measure the engine beside its rivals, with goals (OP
 
 bench-rivals: $(RIVALS) ## install the rivals of bench-engine: llama.cpp (compiles for minutes), OpenVINO, matplotlib
 
+bench-gateway: $(RUNTIME) ## measure the gateway on one core beside LiteLLM and nginx, with goals (OPTIONS="--help")
+	@exec $(VENV)/bin/python -m bench.gateway $(OPTIONS)
+
+bench-gateway-rivals: $(GATEWAY_RIVALS) ## install what bench-gateway can be set beside: LiteLLM, and matplotlib
+
 constraints: ## write constraints.txt anew from the newest versions that pyproject.toml allows
 	$(PYTHON) -m venv --clear build/constraints
 	build/constraints/bin/python -m pip install --quiet --upgrade pip
@@ -126,8 +133,10 @@ $(CHART_TOOLS): helm/tools.py | $(VENV)/.made
 	@$(VENV)/bin/python helm/tools.py $(@D)
 	@touch $@
 
-# An environment of its own: nothing of it is the product's business.
+# Environments of their own: nothing of them is the product's business.
 $(RIVALS): bench/requirements.txt
+$(GATEWAY_RIVALS): bench/gateway/requirements.txt
+$(RIVALS) $(GATEWAY_RIVALS):
 	@$(PYTHON) -m venv --clear $(@D)
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
 	@touch $@

@@ -23,10 +23,8 @@ from bench.engine import jobs, rows
 from bench.engine.jobs import JOBS, Failed
 from bench.engine.perplexity import TEXT
 from bench.engine.rows import ROWS, Row, judge
+from bench.machine import QUIET, processor
 from services.inference.engine.source import BUNDLED_PACKAGE
-
-QUIET = 0.05
-"""Part of the cores that other programs may take without a word."""
 
 
 def main() -> int:
@@ -123,15 +121,6 @@ def make_prompts(folder: str, rounds: int) -> dict[str, list[jobs.Prompts]]:
         "chats": jobs.chats(tokenizer, rounds + 1, size),
         "prefixed": jobs.prefixed(tokenizer, rounds + 1, size, TEXT.read_text()),
     }
-
-
-def processor() -> str:
-    """Its name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor"
-    )
 
 
 def draw(figures: dict[str, Any], path: Path) -> None:

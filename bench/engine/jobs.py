@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.machine import Others
 from forebay import spawn
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +100,7 @@ def run(job: Job, model: dict[str, str], prompts: dict[str, list[Prompts]], log:
     task = {"model": model, **job.task, **({"rounds": prompts[job.prompts]} if job.prompts else {})}
     log.with_suffix(".task").write_text(json.dumps(task))
     argv = [str(python), "-m", f"bench.engine.{job.module}", str(log.with_suffix(".task"))]
-    before = _processor_seconds()
+    others = Others()
     with log.with_suffix(".json").open("wb") as output, log.with_suffix(".log").open("wb") as messages:
         process = spawn.start(argv, os.environ, cwd=ROOT, stdout=output, stderr=messages)
         with _ended(process):
@@ -115,23 +115,7 @@ def run(job: Job, model: dict[str, str], prompts: dict[str, list[Prompts]], log:
     result: dict[str, Any] = json.loads(log.with_suffix(".json").read_text())
     if "missing" in result:
         raise Failed(f"not installed: {'make bench-rivals' if job.rival else result['missing']}")
-    return {**result, "others": _share_of_others(before)}
-
-
-def _processor_seconds() -> tuple[float, float, float]:
-    """Seconds by the clock, in which all cores together were busy, and in which they were for what we started."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    stat = Path("/proc/stat")
-    # user, nice, system, then idle and waiting, then interrupts and what other virtual machines took
-    ticks = [int(word) for word in stat.read_text().split()[1:9]] if stat.is_file() else [0] * 8
-    busy = (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
-    return time.monotonic(), busy, used.ru_utime + used.ru_stime
-
-
-def _share_of_others(before: tuple[float, float, float]) -> float:
-    """The part of the cores that other programs took since then: with much of it, the figures mean little."""
-    clock, busy, ours = (now - then for now, then in zip(_processor_seconds(), before, strict=True))
-    return max(0.0, busy - ours) / (clock * (os.cpu_count() or 1))
+    return {**result, "others": others.share()}
 
 
 @contextlib.contextmanager

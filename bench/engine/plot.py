@@ -32,21 +32,25 @@ def draw(_model: Model, *, rates: dict[str, dict[str, float]], rows: list[dict[s
     left.set_xlabel("tokens/s, best round")
     left.legend(fontsize=8)
 
-    # A goal is 1 for every row, so that rows of any size share one scale; more is better.
-    aimed = [row for row in rows if row["goal"] is not None and row["best"] is not None]
-    shares = [row["goal"] / row["best"] if row["at_most"] else row["best"] / row["goal"] for row in aimed]
-    colours = ["tab:green" if row["met"] else "tab:red" for row in aimed]
-    bars = right.barh([row["text"] for row in aimed], shares, color=colours)
-    right.bar_label(bars, [f"{row['best']:.2f} of {row['goal']:g}" for row in aimed], padding=2, fontsize=8)
-    right.axvline(1, color="black", linewidth=1)
-    right.invert_yaxis()
-    right.set_xlabel("measured / goal")
-    right.tick_params(labelsize=8)
+    draw_goals(right, rows)
     for axes in (left, right):
         axes.margins(x=0.15)  # for what stands at the bars' ends
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     return {"path": path}
+
+
+def draw_goals(axis: Any, rows: list[dict[str, Any]]) -> None:
+    """A table's rows on one axis: a goal is 1 for each, so that rows of any size share one scale; more is better."""
+    aimed = [row for row in rows if row["goal"] is not None and row["best"] is not None]
+    shares = [row["goal"] / row["best"] if row["at_most"] else row["best"] / row["goal"] for row in aimed]
+    colours = ["tab:green" if row["met"] else "tab:red" for row in aimed]
+    bars = axis.barh([row["text"] for row in aimed], shares, color=colours)
+    axis.bar_label(bars, [f"{row['best']:.2f} of {row['goal']:g}" for row in aimed], padding=2, fontsize=8)
+    axis.axvline(1, color="black", linewidth=1)
+    axis.invert_yaxis()
+    axis.set_xlabel("measured / goal")
+    axis.tick_params(labelsize=8)
 
 
 if __name__ == "__main__":
