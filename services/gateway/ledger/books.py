@@ -59,6 +59,8 @@ class Books:
             return self._run(insert)
         except (DataError, IntegrityError) as error:
             raise BadRow(str(error.orig)) from error
+        except (OverflowError, TypeError, ValueError) as error:  # of a driver that does not even try
+            raise BadRow(str(error)) from error
         except SQLAlchemyError as error:
             raise BooksClosed(str(error.orig if isinstance(error, DBAPIError) else error)) from error
 
