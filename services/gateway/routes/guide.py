@@ -15,6 +15,7 @@ from services.common import sse
 from services.common.errors import UpstreamUnavailable
 from services.common.wire import WireModel, parse_json, validate
 from services.gateway.call import Reply
+from services.gateway.catalogue import default_model
 from services.gateway.parts import Gateway
 from services.gateway.request import answer
 from services.gateway.routes.calls import finish, read_call, stream
@@ -70,7 +71,10 @@ def blueprint(gateway: Gateway) -> Blueprint:
         return finish(jsonify(model=_model(reply), response=_text(reply)), reply)
 
     def _answer(asked: GuideRequest, *, stream: bool) -> Reply:
-        model = asked.model or gateway.fleet.default_model()
+        model = asked.model
+        if model is None:
+            principal = gateway.identifier.identify(request.headers.get("Authorization"))
+            model = default_model(gateway, principal)
         if model is None:
             raise UpstreamUnavailable("No pod is ready at the moment.", retry_after=5)
         rest = asked.model_dump(exclude={"prompt", "model", "max_length"}, exclude_none=True)

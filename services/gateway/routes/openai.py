@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flask import Blueprint, Response, jsonify, request
 
 from services.common.errors import ModelNotFound
 from services.common.wire import model_list, parse_json
+from services.gateway.catalogue import models_of
 from services.gateway.identify import require
 from services.gateway.parts import Gateway
 from services.gateway.request import answer
@@ -25,15 +28,18 @@ def blueprint(gateway: Gateway) -> Blueprint:
 
     @routes.get("/models")
     def models() -> Response:
-        require(gateway.identifier.identify(request.headers.get("Authorization")), "inference")
-        return jsonify(model_list(gateway.fleet.models()))
+        return jsonify(model_list(rows()))
 
     @routes.get("/models/<path:name>")
     def model(name: str) -> Response:
-        require(gateway.identifier.identify(request.headers.get("Authorization")), "inference")
-        rows = gateway.fleet.models()
-        if name not in rows:
+        found = rows()
+        if name not in found:
             raise ModelNotFound(name)
-        return jsonify(model_list({name: rows[name]})["data"][0])
+        return jsonify(model_list({name: found[name]})["data"][0])
+
+    def rows() -> dict[str, dict[str, Any]]:
+        principal = gateway.identifier.identify(request.headers.get("Authorization"))
+        require(principal, "inference")
+        return models_of(gateway, principal)
 
     return routes

@@ -97,14 +97,15 @@ def client(gateway: RunningGateway) -> Iterator[httpx2.Client]:
 @contextmanager
 def run_gateway(home: Path, upstreams: Sequence[str], settings: dict[str, Any]) -> Iterator[RunningGateway]:
     """A gateway process that is ready, ended with the block."""
-    port, metrics_port = free_port(), free_port()
-    database_url = f"sqlite:///{home / 'forebay.db'}"
+    port, metrics_port = settings.get("gateway_port", free_port()), free_port()
+    database_url = settings.get("database_url", f"sqlite:///{home / 'forebay.db'}")
     values = {
         "home": home,
         "gateway_port": port,
         "metrics_port": metrics_port,
         "upstreams": ",".join(upstreams),
         "upstream_poll_interval": 0.1,
+        "hold_timeout": 0,
         "database_url": database_url,
         "jwt_secret": SECRET,
         "key_secret": SECRET,

@@ -144,6 +144,7 @@ class _Parts:
     fleet: Fleet
     hold: Hold
     settings: _Settings
+    moderator: None = None
 
 
 @dataclass(frozen=True)

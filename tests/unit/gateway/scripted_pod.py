@@ -21,6 +21,8 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     script: Script
     owner: str
+    model: str
+    loaded: threading.Event
 
     def setup(self) -> None:
         super().setup()
@@ -31,10 +33,12 @@ class Handler(BaseHTTPRequestHandler):
         super().finish()
 
     def do_GET(self) -> None:
-        if self.path == "/readyz":
+        if self.path == "/readyz" and not self.loaded.is_set():
+            self.answer(503, {"status": "loading", "phase": "pack", "models": [self.model]})
+        elif self.path == "/readyz":
             self.answer(200, {"status": "ready"})
         else:
-            row = {"id": "m", "object": "model", "owned_by": self.owner}
+            row = {"id": self.model, "object": "model", "owned_by": self.owner}
             self.answer(200, {"object": "list", "data": [row]})
 
     def do_POST(self) -> None:
@@ -72,11 +76,21 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def scripted_pod(script: Script, owner: str = "forebay") -> Iterator[str]:
+def scripted_pod(
+    script: Script,
+    owner: str = "forebay",
+    model: str = "m",
+    port: int = 0,
+    loaded: threading.Event | None = None,
+) -> Iterator[str]:
     """The base URL of a running pod that answers every POST by `script(handler, body)`; `owner` as its models name it,
-    by which the gateway tells our engine from others."""
-    handler = type("Scripted", (Handler,), {"script": staticmethod(script), "owner": owner})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    by which the gateway tells our engine from others. It is not ready before `loaded`, where that is given."""
+    if loaded is None:
+        loaded = threading.Event()
+        loaded.set()
+    own = {"script": staticmethod(script), "owner": owner, "model": model, "loaded": loaded}
+    handler = type("Scripted", (Handler,), own)
+    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
     server.connections = set()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
