@@ -25,7 +25,7 @@ from services.gateway.moderation import Moderator
 from services.gateway.parts import Gateway
 from services.gateway.prices import Prices
 from services.gateway.recall.flights import Flights
-from services.gateway.routes import admin, guide, login, openai
+from services.gateway.routes import admin, description, guide, login, openai
 from services.gateway.upstreams.breaker import Rules
 from services.gateway.upstreams.discover import Fleet
 from services.gateway.upstreams.resolve import Source
@@ -97,6 +97,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
     app.register_blueprint(openai.blueprint(gateway))
     app.register_blueprint(guide.blueprint(gateway))
     app.register_blueprint(admin.blueprint(accounts, gateway.identifier))
+    app.register_blueprint(description.blueprint())
 
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:

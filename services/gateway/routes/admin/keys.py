@@ -142,7 +142,9 @@ def register(routes: Blueprint, desk: Desk) -> None:
             shown = KeyShown.of(before)
             key = accounts.update_key(identity, tenant=reach(), **changes)
             after = KeyShown.of(key)
-            return Written("key.update", key.id, key.tenant.name, after, detail=differences(shown, after), forget=True)
+            return Written(
+                "key.update", key.id, key.tenant.name, after, detail=differences(shown, after), forget=f"key:{identity}"
+            )
 
         return write(desk, perform)
 
@@ -154,7 +156,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
             key, plain = accounts.rotate_key(identity, tenant=reach(), overlap=overlap)
             body = {**KeyShown.of(key), "key": plain}
             detail = {"key": key.id, "overlap": overlap}
-            return Written("key.rotate", identity, key.tenant.name, body, 201, detail=detail, forget=True)
+            return Written("key.rotate", identity, key.tenant.name, body, 201, detail=detail, forget=f"key:{identity}")
 
         return write(desk, perform)
 
@@ -162,6 +164,6 @@ def register(routes: Blueprint, desk: Desk) -> None:
     def revoke_key(identity: str) -> Response:
         def perform() -> Written:
             key = accounts.revoke_key(identity, tenant=reach())
-            return Written("key.revoke", key.id, key.tenant.name, KeyShown.of(key), forget=True)
+            return Written("key.revoke", key.id, key.tenant.name, KeyShown.of(key), forget=f"key:{identity}")
 
         return write(desk, perform)

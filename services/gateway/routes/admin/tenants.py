@@ -24,7 +24,7 @@ from services.gateway.routes.admin.desk import (
     read_body,
     read_query,
 )
-from services.gateway.routes.admin.writes import Written, differences, write
+from services.gateway.routes.admin.writes import EVERYBODY, Written, differences, write
 
 TENANTS_OWN = {"share_cache"}
 """What the admins of a tenant may change of it themselves."""
@@ -89,7 +89,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
             tenant = accounts.update_tenant(name, **changes)
             after = TenantShown.of(tenant)
             detail = differences(before, after)
-            return Written("tenant.update", tenant.id, tenant.name, after, detail=detail, forget=True)
+            return Written("tenant.update", tenant.id, tenant.name, after, detail=detail, forget=EVERYBODY)
 
         return write(desk, perform)
 
@@ -103,7 +103,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
             if not tenant.disabled and name != PLATFORM:
                 raise Conflict("Disable the tenant first: its users and keys are deleted with it, for good.")
             accounts.delete_tenant(name)
-            return Written("tenant.delete", tenant.id, tenant.name, TenantShown.of(tenant), forget=True)
+            return Written("tenant.delete", tenant.id, tenant.name, TenantShown.of(tenant), forget=EVERYBODY)
 
         return write(desk, perform)
 

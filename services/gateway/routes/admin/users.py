@@ -56,7 +56,7 @@ class UserShown(ShownRights):
 
 
 class UserCreated(UserShown):
-    password: str | None = Field(None, description="Only where the gateway has made it. It can't be shown again.")
+    password: str | None = Field(description="Only where the gateway has made it. It can't be shown again.")
 
 
 def register(routes: Blueprint, desk: Desk) -> None:
@@ -79,7 +79,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
 
         def perform() -> Written:
             user = accounts.create_user(tenant, password_hash=password_hash, **given)
-            body = UserShown.of(user) | ({} if asked else {"password": password})
+            body = {**UserShown.of(user), "password": None if asked else password}
             return Written("user.create", user.id, tenant, body, 201, detail=given)
 
         return write(desk, perform)
@@ -103,7 +103,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
             user = accounts.update_user(identity, tenant=reach(), **changes)
             after = UserShown.of(user)
             detail = differences(before, after) | ({"password": "new"} if password else {})
-            return Written("user.update", user.id, user.tenant.name, after, detail=detail, forget=True)
+            return Written("user.update", user.id, user.tenant.name, after, detail=detail, forget=f"user:{user.id}")
 
         return write(desk, perform)
 
@@ -115,7 +115,12 @@ def register(routes: Blueprint, desk: Desk) -> None:
             user = accounts.delete_user(identity, tenant=reach())
             shown = UserShown.of(user)
             return Written(
-                "user.delete", user.id, user.tenant.name, shown, detail={"username": user.username}, forget=True
+                "user.delete",
+                user.id,
+                user.tenant.name,
+                shown,
+                detail={"username": user.username},
+                forget=f"user:{user.id}",
             )
 
         return write(desk, perform)

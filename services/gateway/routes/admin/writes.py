@@ -29,6 +29,8 @@ REPLAYED = "Idempotent-Replayed"
 KEPT = 86_400
 """Seconds that an answer is kept."""
 
+EVERYBODY = "*"
+
 log = logging.getLogger("forebay.audit")
 
 
@@ -45,8 +47,8 @@ class Written:
     status: int = 200
     detail: dict[str, Any] = field(default_factory=dict)
     """What was given or changed; no secret."""
-    forget: bool = False
-    """Whether a credential that was good may not be so any more."""
+    forget: str | None = None
+    """Whose credentials may not be good any more: a principal's subject, or `EVERYBODY`."""
 
 
 def write(desk: Desk, perform: Callable[[], Written]) -> Response:
@@ -78,8 +80,8 @@ def write(desk: Desk, perform: Callable[[], Written]) -> Response:
         if kept is None:
             raise
         return kept
-    if written.forget:
-        desk.identifier.forget()
+    if written.forget is not None:
+        desk.identifier.forget(None if written.forget == EVERYBODY else written.forget)
     log.info(
         "admin action",
         extra={
