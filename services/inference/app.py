@@ -11,7 +11,7 @@ from flask import Flask, Response, jsonify
 from services.common.metrics import EngineMetrics
 from services.common.settings import InferenceSettings
 from services.common.telemetry import configure_logging
-from services.inference import api, calls
+from services.inference import api, calls, load
 from services.inference.catalogue import parse_catalogue
 from services.inference.models import Models
 from services.inference.watchdog import logged_once
@@ -36,6 +36,7 @@ def create_app(settings: InferenceSettings | None = None) -> Flask:
     followed = calls.Calls()
     api.register(app, models, followed, settings)
     calls.register(app, followed)
+    load.register(app, models, settings.max_batch)
 
     @app.get("/readyz")
     def readyz() -> tuple[Response, int]:

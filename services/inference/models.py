@@ -20,6 +20,7 @@ from services.inference.engine.ranks import ranks
 
 if TYPE_CHECKING:
     from services.inference.engine.engine import Engine
+    from services.inference.engine.meter import Load
 
 log = logging.getLogger("forebay.models")
 
@@ -89,11 +90,17 @@ class Models:
             return {"status": "failed", "reason": "The server is shutting down."}, 503
         if first.engine is None and first.failure is not None:
             return {"status": "failed", "reason": first.failure}, 503
+        names = [*self._slots, *self._adapters]
         if first.engine is None:
-            return {"status": "loading", "phase": first.phase or "resolve"}, 503
+            return {"status": "loading", "phase": first.phase or "resolve", "models": names}, 503
         if (trouble := self.trouble()) is not None:
             return {"status": "failed", "reason": trouble}, 503
-        return {"status": "ready", "models": [*self._slots, *self._adapters]}, 200
+        return {"status": "ready", "models": names}, 200
+
+    def loads(self) -> list[Load]:
+        """How full the engines of the loaded models are."""
+        engines = [slot.engine for slot in self._slots.values()]
+        return [engine.load() for engine in engines if engine is not None]
 
     def trouble(self) -> str | None:
         """Why the pod should be started anew, in one sentence: an engine hangs or has died. Never waits."""

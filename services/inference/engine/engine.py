@@ -22,7 +22,7 @@ from services.inference.engine.energy import EnergyCounter
 from services.inference.engine.generation import Finish, Generation, Piece, too_late
 from services.inference.engine.load import Loaded
 from services.inference.engine.memory import is_out_of_memory, release_unused
-from services.inference.engine.meter import Meter, Pace
+from services.inference.engine.meter import Load, Meter, Pace
 from services.inference.engine.sample import Draw, sample
 from services.inference.engine.schedule import CHUNK_TOKENS, Scheduler, Work
 from services.inference.engine.sequence import Sampling, Sequence
@@ -128,6 +128,12 @@ class Engine:
             self._tell(generation, finish, Piece(None, "", finish))
         return generation
 
+    def load(self) -> Load:
+        """How full it is now. Any thread may look: the numbers are right one by one, not all of one moment."""
+        scheduler = self._scheduler
+        waiting = len(scheduler.waiting) + len(self._inbox)
+        return Load(waiting, len(scheduler.running), scheduler.pool.used / scheduler.pool.count, self._pace.rate)
+
     def trouble(self, step_timeout: float) -> str | None:
         """Why the engine gets no further, in one sentence; None while it does. Never waits.
 
@@ -173,6 +179,7 @@ class Engine:
         with self._wake:
             self._busy_since = None
             while not (self._inbox or self._active or self._closing):
+                self._pace.rests()
                 self._wake.wait()
             self._busy_since = time.monotonic()
             return not self._closing

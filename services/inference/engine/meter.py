@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Listing
+from dataclasses import dataclass
 
 from services.common.metrics import EngineMetrics
 from services.inference.engine.energy import EnergyCounter
 from services.inference.engine.generation import Generation
 from services.inference.engine.schedule import Scheduler, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How full an engine is: requests that wait and that run, the part of the KV cache in use, and the requests that it
+    finishes a second while it has work, None before it has finished some."""
+
+    waiting: int
+    running: int
+    kv_usage: float
+    rate: float | None
 
 
 def share(plan: Listing[Work], seconds: float, joules: float | None) -> None:
@@ -103,17 +115,24 @@ class Meter:
 
 
 class Pace:
-    """Mean seconds between two requests that end, the later ones weighing more."""
+    """Mean seconds between two requests that end while there is work, the later ones weighing more."""
 
     WEIGHT = 0.1
 
     def __init__(self) -> None:
         self.seconds = 1.0
+        self.rate: float | None = None
+        """Requests a second, None before two have ended without a rest between them."""
         self._last: float | None = None
+
+    def rests(self) -> None:
+        """There is no work: the time until the next request ends says nothing."""
+        self._last = None
 
     def ended(self) -> None:
         """Another one has."""
         now = time.monotonic()
         if self._last is not None:
             self.seconds += self.WEIGHT * (min(now - self._last, 60.0) - self.seconds)
+            self.rate = 1 / max(self.seconds, 1e-3)
         self._last = now

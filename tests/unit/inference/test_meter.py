@@ -58,3 +58,15 @@ def test_the_pace_is_not_known_from_one_end_alone() -> None:
     assert pace.seconds == 1.0
     pace.ended()
     assert pace.seconds < 1.0
+
+
+def test_a_rest_between_two_requests_does_not_slow_the_pace() -> None:
+    pace = Pace()
+    pace.ended()
+    pace.rests()
+    pace.ended()
+    assert pace.seconds == 1.0
+    assert pace.rate is None
+    pace.ended()
+    assert pace.rate is not None
+    assert pace.rate == 1 / pace.seconds > 1

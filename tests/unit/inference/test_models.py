@@ -83,7 +83,7 @@ def states(models: Models) -> dict[str, str]:
 
 def test_the_first_model_is_loaded_at_start_and_then_the_pod_is_ready(start_models: StartModels) -> None:
     models = start_models()
-    assert models.status() == ({"status": "loading", "phase": "resolve"}, 503)
+    assert models.status() == ({"status": "loading", "phase": "resolve", "models": ["first", "second"]}, 503)
     models.start()
     assert use(models, "first") == "first"
     assert models.status() == ({"status": "ready", "models": ["first", "second"]}, 200)
