@@ -38,6 +38,13 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--tokens", type=int, default=64, help="tokens that each request generates at most")
     bench.add_argument("--json", action="store_true", help="as JSON, for programs")
     bench.set_defaults(run=_bench)
+
+    explain = commands.add_parser("explain", help="say where a request went and why", description=_explain.__doc__)
+    explain.add_argument("request_id", metavar="REQUEST-ID", help="the X-Request-Id of its answer")
+    explain.add_argument("--url", help="base URL of the gateway; by default the stack that runs here")
+    explain.add_argument("--key", help="key or access token of an administrator; by default FOREBAY_ADMIN_KEY")
+    explain.add_argument("--json", action="store_true", help="the ledger's rows as JSON, for programs")
+    explain.set_defaults(run=_explain)
     return top
 
 
@@ -78,4 +85,16 @@ def _bench(options: argparse.Namespace) -> int:
         return run(options)
     except BenchFailed as failed:
         print(f"forebay bench: {failed}", file=sys.stderr)
+        return 1
+
+
+def _explain(options: argparse.Namespace) -> int:
+    """Say which model and pod a request went to, why, and what came of it, out of the gateway's ledger."""
+    from forebay.checks import Refused  # noqa: PLC0415
+    from forebay.explain import ExplainFailed, run  # noqa: PLC0415
+
+    try:
+        return run(options)
+    except (ExplainFailed, Refused) as failed:
+        print(f"forebay explain: {failed}", file=sys.stderr)
         return 1
