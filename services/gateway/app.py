@@ -26,6 +26,7 @@ from services.gateway.parts import Gateway
 from services.gateway.prices import Prices
 from services.gateway.recall.flights import Flights
 from services.gateway.routes import admin, description, guide, login, openai
+from services.gateway.routes.admin.usage import register_own
 from services.gateway.upstreams.breaker import Rules
 from services.gateway.upstreams.discover import Fleet
 from services.gateway.upstreams.resolve import Source
@@ -96,7 +97,8 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
     login.register(app, accounts, gateway.identifier, settings, throttle=Throttle(connection), metrics=metrics)
     app.register_blueprint(openai.blueprint(gateway))
     app.register_blueprint(guide.blueprint(gateway))
-    app.register_blueprint(admin.blueprint(accounts, gateway.identifier))
+    app.register_blueprint(admin.blueprint(accounts, gateway.identifier, books))
+    register_own(app, gateway.identifier, books)
     app.register_blueprint(description.blueprint())
 
     @app.get("/readyz")

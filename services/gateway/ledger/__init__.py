@@ -4,7 +4,7 @@
 `reaper` settles the calls of gateways that died, with the counts that `pods` have; `usage` sums up.
 """
 
-from services.gateway.ledger.books import Books, open_books
+from services.gateway.ledger.books import Books, BooksClosed, open_books
 from services.gateway.ledger.writer import Ledger
 
-__all__ = ["Books", "Ledger", "open_books"]
+__all__ = ["Books", "BooksClosed", "Ledger", "open_books"]

@@ -70,28 +70,35 @@ class Books:
         Raises:
             BooksClosed: SQL can't be reached now.
         """
-        try:
-            rows = self.rows(select(ledger).where(ledger.c.id.in_(identities)))
-        except SQLAlchemyError as error:
-            raise BooksClosed(str(error)) from error
-        return {row["id"]: row for row in rows}
+        return {row["id"]: row for row in self.rows(select(ledger).where(ledger.c.id.in_(identities)))}
 
     def of_request(self, request_id: str, *, tenant: str | None, limit: int) -> list[Row]:
-        """The rows of a client's request id, which may repeat, the newest first; of one tenant where one is named."""
+        """The rows of a client's request id, which may repeat, the newest first; of one tenant where one is named.
+
+        Raises:
+            BooksClosed: SQL can't be reached now.
+        """
         if "\x00" in request_id:
             return []
         query = select(ledger).where(ledger.c.request_id == request_id).order_by(ledger.c.started_ms.desc())
         return self.rows((query.where(ledger.c.tenant == tenant) if tenant is not None else query).limit(limit))
 
     def rows(self, query: Select[Any]) -> list[Row]:
-        """What a question gives. Raises SQLAlchemy's errors as they are."""
+        """What a question gives.
+
+        Raises:
+            BooksClosed: SQL can't be reached now, or takes too long.
+        """
 
         def ask(connection: Connection) -> list[Row]:
             if not self._sqlite:
                 connection.execute(text(f"SET LOCAL statement_timeout = {LONG_QUESTION * 1000}"))
             return [dict(row) for row in connection.execute(query).mappings()]
 
-        return self._run(ask)
+        try:
+            return self._run(ask)
+        except SQLAlchemyError as error:
+            raise BooksClosed(str(error)) from error
 
     def forget(self, before_ms: int, most: int) -> int:
         """Deletes up to `most` of the rows of calls that arrived before this Unix time; how many these were.

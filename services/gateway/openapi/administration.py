@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from services.gateway.openapi.operation import Good, Operation
-from services.gateway.routes.admin import audit, keys, tenants, users
+from services.gateway.routes.admin import audit, keys, tenants, usage, users
 from services.gateway.routes.admin.desk import Shown, TenantPage
 
 
@@ -66,6 +66,16 @@ ADMINISTRATION = (
         "Make a key in the place of this one, which stays good for a while",
         _made(keys.KeyCreated),
         keys.Rotation,
+    ),
+    _reads("/usage", "Sum up what was used, and what it cost", usage.UsageShown, usage.UsageQuery),
+    Operation(
+        "GET",
+        "/admin/requests/{request_id}",
+        "Show the calls of a request id, newest first",
+        "Administration",
+        (Good("The calls", usage.CallShown, many=True),),
+        scope="admin",
+        errors=(404, 503),
     ),
     _reads("/audit", "Read what admins did, newest first", audit.AuditShown, audit.AuditPage),
 )

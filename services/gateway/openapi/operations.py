@@ -8,6 +8,7 @@ from services.common.wire import ChatRequest, CompletionRequest
 from services.gateway.openapi import answers
 from services.gateway.openapi.administration import ADMINISTRATION
 from services.gateway.openapi.operation import EVENTS, TEXT, Good, Operation
+from services.gateway.routes.admin.usage import OwnUsageQuery, UsageShown
 from services.gateway.routes.guide import GuideQuery, GuideRequest
 from services.gateway.routes.login import LoginRequest, LogoutRequest
 
@@ -63,6 +64,16 @@ GENERATION = (
         (Good("The model", answers.Model),),
         scope="inference",
         errors=(404,),
+    ),
+    Operation(
+        "GET",
+        "/v1/usage",
+        "Sum up what you used, and what it cost",
+        "OpenAI",
+        (Good("A page of the list", UsageShown, many=True),),
+        query=OwnUsageQuery,
+        scope="inference",
+        errors=(503,),
     ),
     _generates(
         "POST",

@@ -14,6 +14,7 @@ from services.common.errors import Forbidden, InvalidRequest
 from services.common.wire import parse_json, validate
 from services.gateway.accounts import PLATFORM, Accounts
 from services.gateway.identify import Identifier, Principal
+from services.gateway.ledger import Books
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -24,6 +25,7 @@ class Desk:
 
     accounts: Accounts
     identifier: Identifier
+    books: Books
 
 
 class Given(BaseModel):
