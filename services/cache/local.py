@@ -87,7 +87,7 @@ class Windows:
                 taken.day, taken.month = counters.day, counters.month
             takings.append(taken)
             waits = [
-                *_minute_waits(counters, limits, taken, now),
+                *_minute_waits(counters, limits, taken, tokens, now),
                 *_budget_waits(counters, limits, tokens, micros, now),
             ]
             refusals += [Refused(account, limit, wait) for limit, wait in waits]
@@ -186,7 +186,7 @@ class Windows:
 
 
 def _minute_waits(
-    counters: _Counters, limits: Limits, taken: _Taken, now: int
+    counters: _Counters, limits: Limits, taken: _Taken, tokens: int, now: int
 ) -> Iterator[tuple[LimitName, float | None]]:
     """The limits of the minute, and of calls at the same time, that the call does not fit in, and for how long."""
     minute = (counters.ends - now) / 1000
@@ -194,8 +194,8 @@ def _minute_waits(
     if most is not None and counters.requests + 1 > most:
         yield "requests_per_minute", minute if most else None
     most = limits.tokens_per_minute
-    if most is not None and counters.tokens + taken.tokens > most:
-        yield "tokens_per_minute", minute
+    if most is not None and (counters.tokens + taken.tokens > most or (tokens and not most)):
+        yield "tokens_per_minute", minute if most else None
     most = limits.concurrent
     if most is not None and taken.slot and len(counters.running) >= most:
         yield "concurrent", _slot_wait(counters, most, now) if most else None

@@ -86,8 +86,8 @@ local function look(at, number)
     if per_minute and requests + 1 > per_minute then
       refuse(number + 1, per_minute < 1 and math.huge or ends - now)
     end
-    if per_minute_tokens and used + taken > per_minute_tokens then
-      refuse(number + 2, ends - now)
+    if per_minute_tokens and (used + taken > per_minute_tokens or tokens > taken and taken == 0) then
+      refuse(number + 2, per_minute_tokens < 1 and math.huge or ends - now)
     end
     account.ends, account.requests, account.used, account.taken = ends, requests, used, taken
     account.per_minute, account.per_minute_tokens = per_minute, per_minute_tokens

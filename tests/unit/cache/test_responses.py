@@ -5,7 +5,7 @@ import re
 from services.cache.connection import Connection
 from services.cache.quotas import Quotas
 from services.cache.responses import Responses, answer_key
-from services.cache.windows import Limits
+from services.cache.windows import Ask, Limits
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 0}
 
@@ -36,16 +36,16 @@ def test_the_key_shows_nothing_of_the_prompt() -> None:
 
 def test_a_kept_answer_is_found(connection: Connection) -> None:
     Responses(connection, ttl=60, max_bytes=100).keep("kept", b"answer")
-    assert Quotas(connection).reserve("key:1", Limits(1000, 1000), 0, "kept")[1] == b"answer"
+    assert Quotas(connection).reserve(Ask("key:1", Limits(), 0, answer_key="kept")).cached == b"answer"
 
 
 def test_an_answer_over_the_size_is_not_kept(connection: Connection) -> None:
     Responses(connection, ttl=60, max_bytes=3).keep("large", b"answer")
-    assert Quotas(connection).reserve("key:1", Limits(1000, 1000), 0, "large")[1] is None
+    assert Quotas(connection).reserve(Ask("key:1", Limits(), 0, answer_key="large")).cached is None
 
 
 def test_a_ttl_of_zero_turns_the_cache_off(connection: Connection) -> None:
     responses = Responses(connection, ttl=0, max_bytes=100)
     responses.keep("off", b"answer")
     assert not responses.enabled
-    assert Quotas(connection).reserve("key:1", Limits(1000, 1000), 0, "off")[1] is None
+    assert Quotas(connection).reserve(Ask("key:1", Limits(), 0, answer_key="off")).cached is None
