@@ -61,6 +61,7 @@ class Fleet:
         self._clock = clock
         self._rng = rng
         self._stopped = False
+        self._watcher: threading.Thread | None = None
         self._look_now = threading.Event()
         self._changed = threading.Condition()
         self._wanted: dict[str, tuple[float, float]] = {}
@@ -70,12 +71,19 @@ class Fleet:
 
     def start(self) -> None:
         self._source.start(self._look_now.set)
-        threading.Thread(target=self._watch, name="fleet", daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, name="fleet", daemon=True)
+        self._watcher.start()
 
     def stop(self) -> None:
+        """Ends the looks and closes the connections that are idle."""
         self._stopped = True
         self._look_now.set()
         self._source.stop()
+        if self._watcher is not None:
+            self._watcher.join()
+        self._lookers.shutdown()
+        for pod in self.upstreams:
+            pod.pool.close()
 
     def models(self) -> dict[str, dict[str, Any]]:
         """The models that some ready pod serves, by name."""
