@@ -27,10 +27,17 @@ def settle(
     if admission.settled:
         return
     admission.settled = True
-    outcome = spent.outcome or outcome_of(error)
-    if outcome in BROKEN_OFF and spent.usage is None and spent.upstream is not None:
-        spent.usage = final(gateway.fleet.upstreams, spent.upstream, spent.model or call.model, call.id)
-    seal(gateway, call, admission, spent, outcome, error)
+    # A stream says itself how it ended, unless its client was gone before it began.
+    outcome = spent.outcome or ("client_gone" if call.streamed and error is None else outcome_of(error))
+    try:
+        if outcome in BROKEN_OFF and spent.usage is None and spent.upstream is not None:
+            spent.usage = final(gateway.fleet.upstreams, spent.upstream, spent.model or call.model, call.id)
+        seal(gateway, call, admission, spent, outcome, error)
+    finally:  # also where this greenlet is killed meanwhile
+        _close_books(gateway, call, admission, spent, outcome)
+
+
+def _close_books(gateway: Gateway, call: Call, admission: Admission, spent: Spent, outcome: str) -> None:
     entry = _entry(gateway, call, admission, spent, outcome)
     answer = None
     if outcome == "ok" and admission.answer_key is not None:
@@ -43,7 +50,7 @@ def settle(
         settled = gateway.quotas.settle(admission.reservation, used, entry=entry.fields(), answer=answer)
     finally:
         if not settled:
-            gateway.ledger.spool(entry)  # also where this greenlet is killed in the middle of it
+            gateway.ledger.spool(entry)
     _count(gateway.metrics, gateway.fleet.label(entry.model), call, entry, spent)
     call.log_fields.update(
         outcome=outcome,

@@ -6,6 +6,7 @@ A prompt is sent as the user's message of a chat, so that an instruct model answ
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
@@ -46,7 +47,7 @@ def blueprint(gateway: Gateway) -> Blueprint:
     @routes.post("/generate")
     def generate() -> Response:
         reply = _answer(validate(GuideRequest, parse_json(request.get_data())), stream=False)
-        return finish(jsonify(response=_text(reply)), reply)
+        return _whole(reply, lambda: jsonify(response=_text(reply)))
 
     @routes.route("/stream", methods=["GET", "POST"])
     def stream_tokens() -> Response:
@@ -58,7 +59,7 @@ def blueprint(gateway: Gateway) -> Blueprint:
         # Greedy, unless the query says otherwise: only a deterministic answer may be cached.
         asked = validate(GuideQuery, {"temperature": 0, **query})
         reply = _answer(asked, stream=False)
-        return finish(Response(_text(reply), content_type="text/plain; charset=utf-8"), reply)
+        return _whole(reply, lambda: Response(_text(reply), content_type="text/plain; charset=utf-8"))
 
     @routes.route("/dynamic", methods=["GET", "POST"])
     def dynamic() -> Response:
@@ -66,9 +67,9 @@ def blueprint(gateway: Gateway) -> Blueprint:
         if "prompt" not in values:
             # Names a model only: one token of it makes a pod load it, and it stays loaded.
             reply = _answer(validate(GuideQuery, {**values, "prompt": "Hello", "max_length": 1}), stream=False)
-            return finish(jsonify(model=_model(reply), status="loaded"), reply)
+            return _whole(reply, lambda: jsonify(model=_model(reply), status="loaded"))
         reply = _answer(_read(), stream=False)
-        return finish(jsonify(model=_model(reply), response=_text(reply)), reply)
+        return _whole(reply, lambda: jsonify(model=_model(reply), response=_text(reply)))
 
     def _answer(asked: GuideRequest, *, stream: bool) -> Reply:
         model = asked.model
@@ -88,6 +89,16 @@ def blueprint(gateway: Gateway) -> Blueprint:
         return answer(gateway, read_call(gateway, "chat", body))
 
     return routes
+
+
+def _whole(reply: Reply, read: Callable[[], Response]) -> Response:
+    """What `read` makes of the reply, which is closed also where it can't be read, so that the call is settled."""
+    try:
+        response = read()
+    except BaseException:
+        reply.close()
+        raise
+    return finish(response, reply)
 
 
 def _values() -> dict[str, Any]:

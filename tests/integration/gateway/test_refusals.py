@@ -151,11 +151,12 @@ class TestLimits:
         assert answers[0].headers["x-ratelimit-limit-tokens"] == "100"
 
     def test_refusals_are_counted_by_cause(self, gateway: RunningGateway) -> None:
-        before = gateway.metric("forebay_gateway_refused_total", cause="requests")
+        before = gateway.metric("forebay_gateway_refused_total", account="key", cause="requests_per_minute")
         with gateway.client(key=self.key_with(gateway, requests_per_minute=1)) as client:
             for _ in range(3):
                 client.post(PATH, json=CHAT)
-        assert gateway.metric("forebay_gateway_refused_total", cause="requests") == before + 2
+        after = gateway.metric("forebay_gateway_refused_total", account="key", cause="requests_per_minute")
+        assert after == before + 2
         assert gateway.metric("forebay_gateway_requests_total", model="m", outcome="rate_limited") >= 2
 
 
