@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import hmac
 import json
 from collections.abc import Mapping
@@ -19,8 +18,8 @@ def answer_key(salt: str, kind: str, body: Mapping[str, Any]) -> str:
     """The key of the answer to `body`. Keyed by the tenant's salt: another tenant cannot hit it nor guess it."""
     relevant = {name: value for name, value in body.items() if name not in IRRELEVANT and value is not None}
     canonical = json.dumps([kind, relevant], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    digest = hmac.new(salt.encode(), canonical.encode(), hashlib.sha256).hexdigest()
-    return f"forebay:answer:{digest}"
+    digest = hmac.digest(salt.encode(), canonical.encode(), "sha256")
+    return f"forebay:answer:{digest.hex()}"
 
 
 def flight_key(answer: str) -> str:

@@ -5,9 +5,10 @@ The hot path: it runs for every chunk of every stream. A chunk's JSON is parsed 
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Any
+
+from pydantic_core import from_json
 
 from services.common.sse import Event
 from services.common.wire import Usage
@@ -61,7 +62,7 @@ def observe(event: Event, call: Call, spent: Spent) -> bool:
 def usage_of(body: bytes) -> Usage | None:
     """The usage that a body or chunk carries, None when it has none."""
     try:
-        return Usage.of(json.loads(body).get("usage"))
+        return Usage.of(from_json(body).get("usage"))
     except (ValueError, AttributeError):
         return None
 
@@ -72,7 +73,7 @@ def _is_usage(data: bytes) -> bool:
 
 def _keep_text(data: bytes, spent: Spent) -> None:
     """Collects a chunk's text for the response cache; anything but plain text makes the answer uncacheable."""
-    chunk: dict[str, Any] = json.loads(data)
+    chunk: dict[str, Any] = from_json(data)
     for choice in chunk.get("choices", ()):
         delta = choice.get("delta", {})
         if any(value for name, value in delta.items() if name not in {"role", "content"}):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
+
+from pydantic_core import from_json
 
 from services.common import sse
 from services.common.wire import Answer, Usage
@@ -24,7 +25,7 @@ def directives(cache_control: str) -> tuple[bool, bool]:
 
 def replay(call: Call, spent: Spent, kept: bytes) -> Reply:
     """An answer's body as the reply to another request: only what it says is old, its id and time are new."""
-    body: dict[str, Any] = json.loads(kept)
+    body: dict[str, Any] = from_json(kept)
     spent.outcome = "cached"
     spent.usage = Usage.of(body.get("usage"))
     fresh = Answer.new(call.kind, body["model"])
