@@ -80,7 +80,7 @@ def test_readiness_fails_first_while_requests_are_still_taken(start_gateway: Sta
     with scripted_pod(hello) as pod:
         gateway = start_gateway(pod, drain_delay=3)
         with gateway.client() as client:
-            assert "connection" not in client.post("/v1/chat/completions", json=CHAT).headers
+            assert client.post("/v1/chat/completions", json=CHAT).headers["connection"] == "keep-alive"
             gateway.process.terminate()
             until(lambda: readiness(gateway) == 503)
             answers = [client.post("/v1/chat/completions", json=CHAT) for _ in range(3)]
