@@ -1,5 +1,5 @@
 """The schema's way from one version to the next, by Alembic. Every process that opens the accounts goes it, and from a
-shell `python -m services.gateway.accounts.migrate` does, with the settings of the environment.
+shell `python -m services.gateway.accounts` does, with the settings of the environment.
 
 Migrations only add, with defaults that the version before can live with, since during a rolling update both run. So a
 database that is ahead of this code, as after a step back, is left as it is.
@@ -8,7 +8,6 @@ database that is ahead of this code, as after a step back, is left as it is.
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 from alembic import command
@@ -43,25 +42,3 @@ def upgrade(connection: Connection) -> None:
         log.warning("the database is of a newer version than this gateway", extra={"revision": current})
         return
     command.upgrade(config, "head")
-
-
-def main() -> int:
-    """Migrates the database of the settings. Exit status 0, or 2 where the settings are not complete."""
-    from pydantic import ValidationError  # noqa: PLC0415
-
-    from services.common.settings import GatewaySettings, wrong_settings  # noqa: PLC0415
-    from services.gateway.accounts.database import migrate, open_engine  # noqa: PLC0415
-
-    try:
-        settings = GatewaySettings()
-    except ValidationError as error:
-        sys.stderr.write(f"The settings are not complete: {'; '.join(wrong_settings(error))}\n")
-        return 2
-    engine = open_engine(settings.database_url, pool_size=1, wait=settings.database_timeout)
-    migrate(engine)
-    engine.dispose()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

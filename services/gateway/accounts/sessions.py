@@ -10,7 +10,7 @@ from contextvars import ContextVar
 
 from gevent import Timeout, monkey
 from sqlalchemy import Engine
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -97,16 +97,18 @@ class Sessions:
             self._retry_at = now + self._pause  # this one tries; the others keep failing at once meanwhile
         # The drivers bound the connect and the server the statement; a server that has stopped to answer is bounded
         # here. Elsewhere than in a gevent worker nobody waits but who started the command.
-        bound = Timeout(self._wait if self._remote and monkey.is_module_patched("socket") else None)
+        seconds = self._wait if self._remote and monkey.is_module_patched("socket") else None
+        bound = Timeout(seconds)
         bound.start()
         try:
             yield
         except (OperationalError, InterfaceError, PoolExhausted) as error:
             raise self._unavailable(error) from error
-        except Timeout as expired:
-            if expired is not bound:
+        except (DBAPIError, Timeout) as error:
+            # The driver may stumble over the time-out in its own clean-up, and raise that.
+            if seconds is None or bound.pending:
                 raise
-            raise self._unavailable(expired) from expired
+            raise self._unavailable(error) from error
         else:
             self._answered()
         finally:
