@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, islice
 
 from services.common import sse
 from services.common.errors import ClientGone, RelayedError
+from services.common.orca import LOAD_FORMAT_HEADER
 from services.common.telemetry import CALL_HEADER, REQUEST_ID_HEADER, TIMEOUT_HEADER, TRACE_HEADER, WEIGHT_HEADER
 from services.gateway.call import Call
 from services.gateway.hangup import HangupWatch
@@ -49,6 +50,7 @@ class Leg:
             TRACE_HEADER: call.traceparent,
             WEIGHT_HEADER: f"{self._weight:g}",
             TIMEOUT_HEADER: f"{max(call.remaining(), 0.001):.3f}",
+            LOAD_FORMAT_HEADER: "JSON",
         }
         try:
             response = self._exchange.send("POST", PATHS[call.kind], headers, body)
@@ -75,7 +77,13 @@ class Leg:
             Broken: the pod is lost, or the client hung up (`client_gone`).
             TimeoutError: the deadline passed, and the pod did not say so.
         """
-        return chain.from_iterable(map(sse.Parser().feed, self._exchange.pieces()))
+        pieces = self._exchange.pieces()
+        return chain.from_iterable(map(sse.Parser().feed, chain(self._first(pieces), pieces)))
+
+    def _first(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        for piece in islice(pieces, 1):
+            self._attempt.first_byte()
+            yield piece
 
     def failed(self) -> None:
         """Lays it at the pod's door, whose circuit opens when that happens again and again."""

@@ -74,9 +74,10 @@ def open_watch(entry: str, account: Path = ACCOUNT) -> SliceWatch:
         settings.retries = False
         if account.is_dir():
             # A new loader for each try: it reads the token file, which the kubelet renews, at once and every minute.
-            InClusterConfigLoader(str(account / "token"), str(account / "ca.crt")).load_and_set(settings)
+            loader = InClusterConfigLoader(str(account / "token"), str(account / "ca.crt"))  # type: ignore[no-untyped-call]
+            loader.load_and_set(settings)  # type: ignore[no-untyped-call]
         else:
-            config.load_kube_config(client_configuration=settings)
+            config.load_kube_config(client_configuration=settings)  # type: ignore[no-untyped-call]
         return client.DiscoveryV1Api(client.ApiClient(settings))
 
     try:
@@ -209,7 +210,7 @@ class SliceWatch:
         return version
 
     def _ask(self, api: client.DiscoveryV1Api, seconds: float, **more: Any) -> Any:
-        response = api.list_namespaced_endpoint_slice(
+        response: Any = api.list_namespaced_endpoint_slice(
             self._namespace,
             label_selector=self._selector,
             _preload_content=False,

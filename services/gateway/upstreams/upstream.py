@@ -109,6 +109,13 @@ class Upstream:
             queued = 0 if report.capacity is None else self.load(now) + 1 - report.capacity
         return max(0, queued) * (1 / report.rate if report.rate else self._pace)
 
+    def took(self, kind: Kind, now: float, seconds: float) -> None:
+        """Notes the time to the first byte of a request."""
+        times = self.times.get(kind)
+        if times is None:
+            times = self.times[kind] = deque(maxlen=TIMES)
+        times.append((now, seconds))
+
     def ended(self, now: float) -> None:
         """Notes the pace at which requests end, of those that follow each other without a pause."""
         if self._last_end is not None:
@@ -134,15 +141,14 @@ class Attempt:
         pod.unanswered[self] = None
 
     def answered(self, status: int, headers: Headers) -> None:
-        """The status line and the headers have come."""
+        """The status line and the headers have come. Of a stream they may come long before the first token, as vLLM's
+        do; `first_byte` is for that."""
         pod, now = self._pod, self._pod.clock()
-        pod.unanswered.pop(self, None)
         pod.take_report(headers.get(LOAD_HEADER), now)
-        if status == 200:
-            times = pod.times.get(self.kind)
-            if times is None:
-                times = pod.times[self.kind] = deque(maxlen=TIMES)
-            times.append((now, now - self.began))
+        if status != 200 or not self.kind[1]:
+            pod.unanswered.pop(self, None)
+        if status == 200 and not self.kind[1]:
+            pod.took(self.kind, now, now - self.began)
         elif status >= 500:
             if status != 504:  # the deadline is the client's
                 self.failed()
@@ -151,6 +157,12 @@ class Attempt:
         if self._breaker.probes(self._permit):  # a long stream need not end before others may go there
             self._permit = self._breaker.succeeded(self._permit, now)
             pod.on_change(pod)
+
+    def first_byte(self) -> None:
+        """The stream has begun."""
+        pod, now = self._pod, self._pod.clock()
+        pod.unanswered.pop(self, None)
+        pod.took(self.kind, now, now - self.began)
 
     def failed(self) -> None:
         """The pod was not reached, broke off, or gave the answer up."""

@@ -224,12 +224,11 @@ class TestLaggards:
         pods = [Upstream(f"http://{number}", ready=True, clock=lambda: self.now) for number in range(len(times))]
         for pod, seconds in zip(pods, times, strict=True):
             for took in seconds:
+                attempt = pod.begin("m", streamed=True)
                 self.now += took
-                pod.begin("m", streamed=True).answered(200, {})
-        for pod, seconds in zip(pods, times, strict=True):
-            if seconds:
-                pod.times["m", True].clear()
-                pod.times["m", True].extend((self.now, took) for took in seconds)
+                attempt.answered(200, {})
+                attempt.first_byte()
+                attempt.close()
         return pods
 
     now = 0.0
@@ -265,9 +264,26 @@ class TestLaggards:
     def test_another_model_and_whole_answers_are_not_compared_with(self) -> None:
         pods = self.pods([0.2] * 5, [0.2] * 5)
         for kind in (("other", True), ("m", False)):
-            pods[1].begin(kind[0], streamed=kind[1]).answered(200, {})
-            pods[1].times[kind].extend([(self.now, 50.0)] * 5)
+            for _ in range(5):
+                pods[1].took(kind, self.now, 50.0)
         assert laggards(pods, self.now) == []
+
+    def test_headers_that_come_before_the_first_byte_do_not_count(self) -> None:
+        pods = self.pods([0.2] * 5, [])
+        for _ in range(3):
+            pods[1].begin("m", streamed=True).answered(200, {})
+        self.now += 5
+        assert laggards(pods, self.now) == [pods[1]]
+
+    def test_of_whole_answers_the_headers_count(self) -> None:
+        pods = self.pods([], [])
+        for pod, seconds in zip(pods, (0.2, 5.0), strict=True):
+            for _ in range(3):
+                attempt = pod.begin("m", streamed=False)
+                self.now += seconds
+                attempt.answered(200, {})
+                attempt.close()
+        assert laggards(pods, self.now) == [pods[1]]
 
     def test_what_was_a_minute_ago_is_forgotten(self) -> None:
         pods = self.pods([0.2] * 5, [4.0] * 5)

@@ -357,6 +357,7 @@ def test_a_slow_pod_is_avoided_and_tried_again(looking: Looking) -> None:
             attempt = pod.begin("m", streamed=True)
             clock.advance(seconds)
             attempt.answered(200, {})
+            attempt.first_byte()
             attempt.close()
     looking.look()
     assert {fleet.choose("m").pod for _ in range(20)} == {good}  # type: ignore[union-attr]
