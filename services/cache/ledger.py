@@ -6,11 +6,11 @@ when it is settled. The stream has no expiry and nothing trims it: an entry leav
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pydantic_core import from_json, to_json
 from redis import Redis
 from redis.exceptions import ResponseError
 
@@ -65,7 +65,7 @@ class Entry:
     def fields(self) -> list[str]:
         """Names and values in turn, as XADD takes them. One field of JSON: half the work of one for each, for both
         sides, and a gateway of another version reads what it knows of it."""
-        return [_FIELD, json.dumps(self.__dict__, separators=(",", ":"))]
+        return [_FIELD, to_json(vars(self)).decode()]
 
     @classmethod
     def of(cls, fields: Mapping[Any, Any]) -> Entry:
@@ -76,7 +76,7 @@ class Entry:
         """
         raw = fields.get(_FIELD.encode(), fields.get(_FIELD))
         try:
-            said = json.loads(raw)
+            said = from_json(raw)
             return cls(**{name: value for name, value in said.items() if name in _NAMES})
         except (TypeError, AttributeError) as error:
             raise ValueError(f"not an entry of the ledger: {error}") from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic_core import from_json, to_json
 
 from services.cache.connection import CacheDown, Connection
 from services.cache.local import Windows
@@ -39,7 +40,7 @@ class Lease:
     def of(cls, process: str, call: bytes, value: bytes) -> Lease:
         """The lease as admit.lua wrote it."""
         facts, _, receipt = value.decode().rpartition("\n")
-        return cls(call.decode(), process, *json.loads(facts), receipt)
+        return cls(call.decode(), process, *from_json(facts), receipt)
 
 
 class Quotas:
@@ -138,7 +139,7 @@ class Quotas:
 
 
 def _facts(ask: Ask, deadline: int) -> str:
-    return json.dumps(
+    return to_json(
         (
             ask.request_id,
             ask.tenant,
@@ -151,7 +152,7 @@ def _facts(ask: Ask, deadline: int) -> str:
             ask.flight_key or "",
             ask.flight or ask.id,
         )
-    )
+    ).decode()
 
 
 def _reservation(ask: Ask, reply: list[Any]) -> Reservation:

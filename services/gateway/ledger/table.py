@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import BigInteger, Column, Float, Index, Integer, String, Table
@@ -60,7 +59,7 @@ def row_of(entry: Entry) -> dict[str, Any]:
     Raises:
         ValueError, TypeError: it is no entry of a call.
     """
-    row = asdict(entry)
+    row = dict(vars(entry))
     for name, length in _LENGTHS.items():
         text = row[name]
         if len(text) > length or "\x00" in text:  # PostgreSQL takes no NUL in a text

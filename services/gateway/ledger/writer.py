@@ -22,10 +22,11 @@ from services.gateway.ledger.table import DAY_MS, row_of
 
 log = logging.getLogger("forebay.ledger")
 
-BATCH = 500
-"""Entries of one transaction."""
-INTERVAL = 0.5
-"""Seconds between two looks at the stream while it is empty."""
+BATCH = 200
+"""Entries of one transaction: what can be made ready in some 2 ms, for which all else in the process waits."""
+INTERVAL = 0.2
+"""Seconds between two looks at the stream while there is less than a batch in it: a transaction of few entries costs
+each of them more."""
 RETRY = 2.0
 """Seconds between two tries while SQL is gone."""
 CHORES = 5.0
@@ -55,6 +56,8 @@ class Ledger:
         self._in_hand = True
         """Whether the stream may hold entries that were given to us before, by a try that failed."""
         self._down = False
+        self._full = False
+        """Whether the stream gave all that it was asked for, so that there is more to take at once."""
         self._chores_at = self._tidy_at = 0.0
 
     def start(self) -> None:
@@ -90,6 +93,7 @@ class Ledger:
         Raises:
             BooksClosed: SQL can't be reached or written now; nothing is lost by it.
         """
+        self._full = False
         self._write_spooled()
         try:
             if self._in_hand:
@@ -99,6 +103,7 @@ class Ledger:
                 waiting = self._stream.take(BATCH)
             if waiting:
                 self._enter(waiting)
+            self._full = len(waiting) == BATCH
         except CacheDown:
             return False
         return bool(waiting)
@@ -173,11 +178,11 @@ class Ledger:
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._wake.clear()
-            more = self._guarded(self.write_some)
+            self._guarded(self.write_some)
             if time.monotonic() >= self._chores_at:
                 self._chores_at = time.monotonic() + CHORES
                 self._guarded(self._chores)
-            if not more and not self._stopped.is_set():
+            if not self._full and not self._stopped.is_set():
                 # While SQL is gone, entries that come in need not wake us.
                 (self._stopped if self._down else self._wake).wait(RETRY if self._down else INTERVAL)
 
