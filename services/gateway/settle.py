@@ -32,7 +32,7 @@ def settle(
     try:
         if outcome in BROKEN_OFF and spent.usage is None and spent.upstream is not None:
             spent.usage = final(gateway.fleet.upstreams, spent.upstream, spent.model or call.model, call.id)
-        seal(gateway, call, admission, spent, outcome, error)
+        seal(gateway, call, admission, spent, outcome, error=error)
     finally:  # also where this greenlet is killed meanwhile
         _close_books(gateway, call, admission, spent, outcome)
 

@@ -53,7 +53,7 @@ def recall(gateway: Gateway, principal: Principal, call: Call, admission: Admiss
 
 
 def seal(
-    gateway: Gateway, call: Call, admission: Admission, spent: Spent, outcome: str, error: BaseException | None
+    gateway: Gateway, call: Call, admission: Admission, spent: Spent, outcome: str, *, error: BaseException | None
 ) -> None:
     """The call has ended: so do the tapes that it writes. Counts what it was spared."""
     gateway.flights.end(call, outcome, error)

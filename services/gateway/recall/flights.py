@@ -89,7 +89,7 @@ class Flights:
             how = End(outcome, sse.dump(error.envelope()), error.status)
         elif outcome not in WHOLE:
             how = End(outcome)
-        elif (whole := whole_answer(call, lead.spent)) is None:
+        elif whole_answer(call, lead.spent) is None:
             how = End(UNSHARED)
         else:
             lead.ended = lead.spent.answer is None

@@ -20,6 +20,7 @@ from services.gateway.parts import Gateway
 from services.gateway.recall.exact import chunks, replay, text_of, whole_answer
 from services.gateway.recall.flights import TTL, flight_tape
 from services.gateway.recall.playback import Playback, events_of
+from services.gateway.recall.record import ERROR
 from services.gateway.relay import CHOICES
 
 
@@ -28,7 +29,8 @@ class Following:
     """How a call reads a tape.
 
     how: what `Spent.recalled` says of it. begin, ttl: what it writes first if it must go on, and for how long that is
-    kept. take_over: called before it does. skip: events that its client has already. anew: the answer gets an id and a
+    kept. take_over: called before it does. skip: events that its client has already; what it must make again of them,
+    because the tape ended before, is handed to `again`. anew: the answer gets an id and a
     time of its own, and may be read in the other form, whole or streamed; and an error of the writer is its own.
     """
 
@@ -37,6 +39,7 @@ class Following:
     begin: Begin
     ttl: float
     take_over: Callable[[Playback], None]
+    again: Callable[[sse.Event], None] = lambda _event: None
     skip: int = 0
     anew: bool = False
 
@@ -82,7 +85,7 @@ def read(gateway: Gateway, principal: Principal, call: Call, spent: Spent, follo
             spent.recalled = following.how
             reply = Reply()
             reply.on_close.append(playback.close)
-            reply.events = _stream(gateway, principal, call, spent, following, entry, reply)
+            reply.events = _stream(gateway, principal, call, spent, following, entry=entry, reply=reply)
             return reply
         body = _whole(call, spent, following, entry)
     except BaseException:
@@ -119,6 +122,7 @@ def _stream(
     call: Call,
     spent: Spent,
     following: Following,
+    *,
     entry: Batch | End | None,
     reply: Reply,
 ) -> Iterator[sse.Event]:
@@ -143,13 +147,16 @@ def _stream(
                 return
             entry = following.next()
         following.playback.close()
-        if seen < following.skip:
-            raise UpstreamUnavailable("What you have of the stream is not kept any more.")
         spent.recalled, spent.given = None, spent.completion_tokens
         following.take_over(following.playback)
         rest = resume(gateway, principal, call, spent, last)
         reply.on_close.append(rest.close)
-        yield from rest.events or ()
+        for event in rest.events or ():
+            if seen < following.skip and event.data is not None and not event.data.startswith(ERROR):
+                seen += 1
+                following.again(event)
+            else:
+                yield event
     except ClientGone:
         return
     except (DeadlineExceeded, UpstreamUnavailable) as error:

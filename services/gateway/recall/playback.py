@@ -77,24 +77,24 @@ class Playback:
                 if isinstance(entry, Begin):
                     self.begin, self._writer = entry, (entry.call, entry.process)
                 elif isinstance(entry, Batch):
-                    if entry.first != self.count + 1:
-                        return None  # a piece is missing
-                    self.count += len(entry.events)
-                    return entry
+                    # Where a piece is missing, the call goes on from what it has.
+                    return entry if self._counts(entry) else None
                 elif entry.outcome in WHOLE or (errors and entry.outcome not in CUT | {UNSHARED}):
                     return entry
-                elif entry.outcome == UNSHARED:
-                    return None
-                elif not self._entries and self._take(begin, ttl):
+                elif entry.outcome == UNSHARED or (not self._entries and self._take(begin, ttl)):
                     return None
             try:
                 answer = self._wait()
             except CacheDown:
                 return None
-            if answer is not None:
-                return End("ok", answer)
-            if self._doubts > 1 and self._take(begin, ttl):
-                return None
+            if answer is not None or (self._doubts > 1 and self._take(begin, ttl)):
+                return None if answer is None else End("ok", answer)
+
+    def _counts(self, batch: Batch) -> bool:
+        """Counts its events, if it follows what was read before."""
+        follows = batch.first == self.count + 1
+        self.count += len(batch.events) if follows else 0
+        return follows
 
     def done(self, number: int) -> bool:
         """Whether the tape ended well, and no later than with the event of this number. To be asked before `next`."""

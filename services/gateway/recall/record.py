@@ -53,6 +53,13 @@ class Recording:
         """The client has the events up to this one."""
         self._number = number
 
+    def add(self, event: sse.Event) -> None:
+        """Takes in an event that the client has already."""
+        assert event.data is not None
+        self._number += 1
+        if self._writer is not None and not self._writer.lost:
+            self._pending.append(event.data)
+
     def attach(self, reply: Reply) -> None:
         """Has the reply's events numbered and written, or its body."""
         self._body = reply.body or b""
@@ -78,9 +85,7 @@ class Recording:
                 if shown := frame(event):
                     yield shown
                 continue
-            self._number += 1
-            if self._writer is not None and not self._writer.lost:
-                self._pending.append(data)
+            self.add(event)
             if shown := frame(event):
                 yield b"%s%d\n%s" % (head, self._number, shown) if head else shown
 

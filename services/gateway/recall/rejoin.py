@@ -37,7 +37,7 @@ _KEY = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?", re.ASCII)
 
 def record(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -> None:
     """Numbers the stream and keeps it for `stream_replay_ttl`, so that its client may come back for the rest."""
-    spent.recording = _recording(gateway, principal, call, spent, call.id, gateway.settings.stream_replay_ttl)
+    spent.recording = _recording(gateway, principal, call, spent, name=call.id, ttl=gateway.settings.stream_replay_ttl)
     spent.recording.write()
 
 
@@ -56,7 +56,7 @@ def reconnect(gateway: Gateway, principal: Principal, call: Call, spent: Spent) 
     if match is None:
         raise unknown
     name, number = match[1], int(match[2])
-    recording = _recording(gateway, principal, call, spent, name, gateway.settings.stream_replay_ttl)
+    recording = _recording(gateway, principal, call, spent, name=name, ttl=gateway.settings.stream_replay_ttl)
     try:
         playback = Playback(gateway, call, recording.key, None)
         if not playback.begins:
@@ -75,7 +75,7 @@ def reconnect(gateway: Gateway, principal: Principal, call: Call, spent: Spent) 
         playback.close()
         spent.recalled, spent.outcome = "replayed", "cached"
         return Reply(body=b"", status=204)
-    reply = _come_back(gateway, principal, call, spent, recording, playback, number)
+    reply = _come_back(gateway, principal, call, spent, recording, playback=playback, number=number)
     if reply is None:
         raise unknown
     return reply
@@ -100,7 +100,7 @@ def repeat(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -> 
             lambda redis: redis.set(f"forebay:idempotency:{named}", value, nx=True, get=True, ex=ttl)
         )
         if first is None:
-            spent.recording = _recording(gateway, principal, call, spent, call.id, ttl)
+            spent.recording = _recording(gateway, principal, call, spent, name=call.id, ttl=ttl)
             spent.recording.write()
             return None
         before, name, process = first.decode().split()
@@ -111,8 +111,8 @@ def repeat(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -> 
         playback = Playback(gateway, call, tape_key(principal.cache_salt, name), (name, process))
     except CacheDown:
         return None
-    recording = _recording(gateway, principal, call, spent, name, ttl)
-    reply = _come_back(gateway, principal, call, spent, recording, playback, 0)
+    recording = _recording(gateway, principal, call, spent, name=name, ttl=ttl)
+    reply = _come_back(gateway, principal, call, spent, recording, playback=playback, number=0)
     if reply is not None:
         reply.headers["Idempotency-Replayed"] = "true"
     return reply
@@ -124,6 +124,7 @@ def _come_back(
     call: Call,
     spent: Spent,
     recording: Recording,
+    *,
     playback: Playback,
     number: int,
 ) -> Reply | None:
@@ -137,14 +138,17 @@ def _come_back(
     spent.recording = recording
 
     def take_over(playback: Playback) -> None:
+        recording.skip(playback.count)
         if playback.taken:
             recording.write(begun=True, number=playback.count, tokens=len(spent.token_ids))
 
-    following = Following(playback, "replayed", recording.begin(), recording.ttl, take_over, skip=number)
+    following = Following(
+        playback, "replayed", recording.begin(), recording.ttl, take_over, again=recording.add, skip=number
+    )
     return read(gateway, principal, call, spent, following)
 
 
-def _recording(gateway: Gateway, principal: Principal, call: Call, spent: Spent, name: str, ttl: float) -> Recording:
+def _recording(gateway: Gateway, principal: Principal, call: Call, spent: Spent, *, name: str, ttl: float) -> Recording:
     return Recording(gateway, principal, call, spent, name=name, request=_digest(call), ttl=ttl)
 
 
