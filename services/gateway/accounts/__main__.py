@@ -1,4 +1,4 @@
-"""`python -m services.gateway.accounts` brings the database of the settings to today's schema, and does nothing else."""
+"""`python -m services.gateway.accounts` brings the database of the settings to today's schema, and does no more."""
 
 from __future__ import annotations
 

@@ -99,18 +99,17 @@ class Jwks:
         try:
             if self._clock() < self._next_fetch:
                 return  # another request was at it
-            self._next_fetch = self._clock() + self._pause
             try:
-                found = self._fetch()
+                self._keys, self._parsed = self._fetch(), {}
             except (PyJWTError, OSError, ValueError, Timeout) as error:
-                self._next_fetch = self._clock() + min(self._pause, AFTER_FAILURE)
                 if not self._failed:
                     log.error("the keys of the token issuer can't be fetched", extra={"error": str(error)})
                 self._failed = True
+                self._next_fetch = self._clock() + min(self._pause, AFTER_FAILURE)
                 return
-            self._keys, self._parsed = found, {}
-            self._fetched_at = self._clock()
             self._failed = False
+            self._fetched_at = self._clock()
+            self._next_fetch = self._fetched_at + self._pause
         finally:
             self._lock.release()
 

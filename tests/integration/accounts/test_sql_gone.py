@@ -1,4 +1,4 @@
-"""A gateway whose PostgreSQL is lost, stands still, and comes back: who still gets in, and how fast the others are told."""
+"""A gateway whose PostgreSQL is lost, stands still, and comes back: who gets in, and how fast the others are told."""
 
 from __future__ import annotations
 
