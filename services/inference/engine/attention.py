@@ -18,7 +18,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Listing
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -46,6 +45,8 @@ class LayerShape:
     heads: int
     key_dim: int
     value_dim: int
+    window: int | None = None
+    """How many tokens back a token sees, its own included; None: all of them."""
 
 
 @dataclass(frozen=True)
@@ -110,62 +111,78 @@ def _try(lengths: Listing[int], key_dim: int, value_dim: int) -> Exactness:
     return Exactness(rows, tuple(length for length in lengths if indifferent(length)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Group:
     """Sequences that one attention call computes: all with `queries` tokens in the step and one length of context.
 
-    start: where their tokens begin in the packed row, one sequence after the other. blocks: [sequences, pages], padded
-    with the null block. first: position of each sequence's first token in the step, [sequences]. clear: keys, from the
-    first on, that every query may see, unless there is a window.
+    blocks: [sequences, pages], padded with the null block. first: position of each sequence's first token in the step,
+    [sequences]. clear: keys, from the first on, that every query may see, unless there is a window.
     """
 
-    start: int
     blocks: Tensor
     first: Tensor
     queries: int
     block_size: int
     clear: int
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
-    _pages: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the step in this group."""
-        return len(self.first) * self.queries
 
     def hidden(self, window: int | None) -> Tensor:
         """What each query may not see, [sequences, queries, keys], true where hidden: the future, the padding, and what
         lies `window` or more tokens back. Of the last keys only, where all before them are clear."""
-        if window not in self._masks:
-            clear = self.clear if window is None else 0
-            keys = torch.arange(clear, self.blocks.shape[1] * self.block_size, device=self.first.device)
-            positions = (self.first[:, None] + torch.arange(self.queries, device=self.first.device))[:, :, None]
-            hidden = keys > positions
-            if window is not None:
-                hidden |= keys <= positions - window
-            self._masks[window] = hidden
-        return self._masks[window]
+        clear = self.clear if window is None else 0
+        keys = torch.arange(clear, self.blocks.shape[1] * self.block_size, device=self.first.device)
+        positions = (self.first[:, None] + torch.arange(self.queries, device=self.first.device))[:, :, None]
+        hidden = keys > positions
+        if window is not None:
+            hidden |= keys <= positions - window
+        return hidden
 
     def pages(self, heads: int, stride: int) -> Tensor:
         """The blocks of all sequences and heads, flat, where each head has `stride` blocks."""
-        if heads not in self._pages:
-            offsets = torch.arange(heads, device=self.first.device) * stride
-            self._pages[heads] = (self.blocks[:, None, :] + offsets[:, None]).flatten()
-        return self._pages[heads]
+        offsets = torch.arange(heads, device=self.first.device) * stride
+        return (self.blocks[:, None, :] + offsets[:, None]).flatten()
 
 
-@dataclass
+@dataclass(frozen=True)
+class Layout:
+    """Which tokens of a step belong together, and where their contexts lie.
+
+    slots: where each token's key and value go, [tokens]. sizes: sequences, queries, pages and clear keys of each group,
+    whose tokens follow one another, [groups, 4], on the CPU. pages: those of all groups, flat, by the number of heads.
+    hidden: the masks of all groups, flat, by window.
+    """
+
+    slots: Tensor
+    sizes: Tensor
+    pages: dict[int, Tensor]
+    hidden: dict[int | None, Tensor]
+
+    @classmethod
+    def of(cls, groups: Listing[Group], slots: Tensor, shapes: Listing[LayerShape], stride: int) -> Layout:
+        """The layout of these groups, for layers of these shapes, where each head has `stride` blocks."""
+        sizes = [[len(group.first), group.queries, group.blocks.shape[1], group.clear] for group in groups]
+        heads = sorted({shape.heads for shape in shapes})
+        windows = dict.fromkeys(shape.window for shape in shapes)
+        return cls(
+            slots,
+            torch.tensor(sizes),
+            {count: torch.cat([group.pages(count, stride) for group in groups]) for count in heads},
+            {window: torch.cat([group.hidden(window).flatten() for group in groups]) for window in windows},
+        )
+
+
+@dataclass(frozen=True)
 class Step:
     """The attention of one step, called by every layer of the model."""
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    keys: Listing[Tensor]
+    values: Listing[Tensor]
     shapes: Listing[LayerShape]
-    slots: Tensor
-    groups: list[Group]
+    layout: Layout
     stride: int
     rows: int
     """The fewest rows of a product that is exact."""
+    compute: Callable[..., Tensor]
+    """`attend_groups`, or what TorchScript made of it."""
     _slots: dict[int, Tensor] = field(default_factory=dict)
 
     def attend(
@@ -176,7 +193,6 @@ class Step:
         value: Tensor,
         *,
         scaling: float | None = None,
-        sliding_window: int | None = None,
         softcap: float | None = None,
         s_aux: Tensor | None = None,
         **_: Any,
@@ -185,40 +201,95 @@ class Step:
 
         Args:
             query: [1, query heads, tokens, key dim]; key and value: [1, heads, tokens, dim].
-            scaling, sliding_window, softcap, s_aux: as transformers' attention functions have them; s_aux is one
-                attention sink per query head (OpenAI's gpt-oss).
+            scaling, softcap, s_aux: as transformers' attention functions have them; s_aux is one attention sink per
+                query head (OpenAI's gpt-oss).
 
         Returns:
             [1, tokens, query heads, value dim].
         """
         layer: int = module.layer_idx  # type: ignore[assignment]
-        shape = self.shapes[layer]
+        shape, layout = self.shapes[layer], self.layout
         keys, values = self.keys[layer], self.values[layer]
         slots = self._slots_of(shape.heads, keys.shape[1] // shape.key_dim)
         keys.view(-1, shape.key_dim).index_copy_(0, slots, key[0].transpose(0, 1).reshape(-1, shape.key_dim))
         values.view(-1, shape.value_dim).index_copy_(0, slots, value[0].transpose(0, 1).reshape(-1, shape.value_dim))
-
-        scale = scaling if scaling is not None else shape.key_dim**-0.5
-        fused = query.device.type != "cpu" and softcap is None and s_aux is None
-        compute = _fused if fused else partial(_dense, rows=self.rows, softcap=softcap, sinks=s_aux)
-        by_token = query[0].transpose(0, 1)
-        results = []
-        for group in self.groups:
-            pages = group.pages(shape.heads, self.stride)
-            count = len(group.first) * shape.heads
-            context_keys = keys.index_select(0, pages).view(count, -1, shape.key_dim)
-            context_values = values.index_select(0, pages).view(count, -1, shape.value_dim)
-            queries = by_token.narrow(0, group.start, group.tokens)
-            queries = queries.view(len(group.first), group.queries, shape.heads, -1, shape.key_dim)
-            hidden = group.hidden(sliding_window)
-            results.append(compute(queries, context_keys, context_values, hidden, scale))
-        return (results[0] if len(results) == 1 else torch.cat(results))[None]
+        return self.compute(
+            query[0].transpose(0, 1),
+            keys,
+            values,
+            sizes=layout.sizes,
+            pages=layout.pages[shape.heads],
+            hidden=layout.hidden[shape.window],
+            heads=shape.heads,
+            value_dim=shape.value_dim,
+            windowed=shape.window is not None,
+            scale=scaling if scaling is not None else shape.key_dim**-0.5,
+            rows=self.rows,
+            softcap=softcap,
+            sinks=s_aux,
+        )[None]
 
     def _slots_of(self, heads: int, block_size: int) -> Tensor:
         if heads not in self._slots:
-            offsets = torch.arange(heads, device=self.slots.device) * self.stride * block_size
-            self._slots[heads] = (self.slots[:, None] + offsets).flatten()
+            offsets = torch.arange(heads, device=self.layout.slots.device) * self.stride * block_size
+            self._slots[heads] = (self.layout.slots[:, None] + offsets).flatten()
         return self._slots[heads]
+
+
+# From here on TorchScript reads along (`trace.py`), so it stays within its part of Python: sizes by index, lists typed.
+
+
+def attend_groups(  # noqa: PLR0917 - TorchScript wants no keyword-only ones
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    sizes: Tensor,
+    pages: Tensor,
+    hidden: Tensor,
+    heads: int,
+    value_dim: int,
+    windowed: bool,
+    scale: float,
+    rows: int,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attends the tokens of each group of a step to their contexts.
+
+    Args:
+        queries: [tokens, query heads, key dim].
+        keys, values: a layer's memory, [heads * blocks, block size * dim].
+        sizes, pages, hidden: see `Layout`.
+        rows: the fewest rows of an exact product.
+
+    Returns:
+        [tokens, query heads, value dim].
+    """
+    key_dim = queries.size(2)
+    block_size = keys.size(1) // key_dim
+    fused = queries.device.type != "cpu" and softcap is None and sinks is None
+    results: list[Tensor] = []
+    token, page, bit = 0, 0, 0
+    groups: list[list[int]] = sizes.tolist()
+    for group in groups:
+        sequences, count, length = group[0], group[1], group[2] * block_size
+        masked = length if windowed else length - group[3]
+        found = pages.narrow(0, page, sequences * heads * group[2])
+        context_keys = keys.index_select(0, found).view(sequences * heads, length, key_dim)
+        context_values = values.index_select(0, found).view(sequences * heads, length, value_dim)
+        asked = queries.narrow(0, token, sequences * count).view(sequences, count, heads, -1, key_dim)
+        mask = hidden.narrow(0, bit, sequences * count * masked).view(sequences, count, masked)
+        if fused:
+            results.append(_fused(asked, context_keys, context_values, mask, scale))
+        else:
+            dense = _dense(
+                asked, context_keys, context_values, mask, scale=scale, rows=rows, softcap=softcap, sinks=sinks
+            )
+            results.append(dense)
+        token += sequences * count
+        page += sequences * heads * group[2]
+        bit += sequences * count * masked
+    return results[0] if len(results) == 1 else torch.cat(results)
 
 
 def _fused(queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, scale: float) -> Tensor:
@@ -232,11 +303,11 @@ def _fused(queries: Tensor, keys: Tensor, values: Tensor, hidden: Tensor, scale:
     Returns:
         [sequences * queries, query heads, value dim].
     """
-    sequences, _, heads, members, _ = queries.shape
+    sequences, heads, members = queries.size(0), queries.size(2), queries.size(3)
     result = functional.scaled_dot_product_attention(
         queries.flatten(2, 3).transpose(1, 2),
-        keys.view(sequences, heads, -1, keys.shape[-1]),
-        values.view(sequences, heads, -1, values.shape[-1]),
+        keys.view(sequences, heads, -1, keys.size(2)),
+        values.view(sequences, heads, -1, values.size(2)),
         attn_mask=~hidden[:, None],
         scale=scale,
         enable_gqa=members != 1,
@@ -249,26 +320,32 @@ def _dense(
     keys: Tensor,
     values: Tensor,
     hidden: Tensor,
-    scale: float,
     *,
+    scale: float,
     rows: int,
     softcap: float | None,
     sinks: Tensor | None,
 ) -> Tensor:
     """The same, step by step, with at least `rows` rows in each product. `hidden` may be of the last keys only."""
-    sequences, count, heads, members, dim = queries.shape
-    filled = max(members, -(-rows // count))
+    sequences, count, heads, members, dim = (
+        queries.size(0),
+        queries.size(1),
+        queries.size(2),
+        queries.size(3),
+        queries.size(4),
+    )
+    filled = max(members, (rows + count - 1) // count)
     # The members of a head are rows of one product, and so are a sequence's queries. What fills up is never looked at.
-    grouped = queries.new_empty(sequences, heads, count, filled, dim)
+    grouped = queries.new_empty([sequences, heads, count, filled, dim])
     torch.mul(queries.transpose(1, 2), scale, out=grouped[:, :, :, :members])
-    scores = torch.bmm(grouped.view(sequences * heads, -1, dim), keys.transpose(1, 2))
+    scores = torch.bmm(grouped.view(sequences * heads, count * filled, dim), keys.transpose(1, 2))
     scores = scores.view(sequences, heads, count, filled, -1)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores[..., -hidden.shape[-1] :].masked_fill_(hidden[:, None, :, None], -torch.inf)
+    scores[..., scores.size(4) - hidden.size(2) :].masked_fill_(hidden[:, None, :, None], -torch.inf)
     if sinks is not None:
-        sink = functional.pad(sinks.to(scores.dtype).view(heads, 1, members, 1), (0, 0, 0, filled - members))
-        scores = torch.cat([scores, sink.expand(*scores.shape[:-1], 1)], -1)
+        sink = functional.pad(sinks.to(scores.dtype).view(heads, 1, members, 1), [0, 0, 0, filled - members])
+        scores = torch.cat([scores, sink.expand(sequences, heads, count, filled, 1)], -1)
     weights = scores.softmax(-1, dtype=torch.float32).to(values.dtype)
     if sinks is not None:
         weights = weights[..., :-1]

@@ -218,6 +218,8 @@ def _warm_up(
     pool = BlockPool(least(_pool_blocks(model, shapes, context, settings, make_room)), BLOCK_SIZE)
     runner = Runner(model, shapes, adapters, blocks=pool.count, block_size=BLOCK_SIZE)
     _first_step(runner, pool)
+    if model.device.type == "cpu" and ranks() == 1:
+        runner.trace(context)
     if adapters is not None:
         adapters.check(runner.forward, pool)
     generation = model.generation_config

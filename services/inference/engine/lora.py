@@ -81,13 +81,15 @@ class Adapters(nn.Module):
             module.register_forward_hook(self._hook(added))
         model.add_module("forebay_adapters", self)
 
-    def begin(self, plan: Listing[Work]) -> None:
-        """Tells which rows of the next forward belong to which adapter."""
-        if any(work.sequence.adapter is not None for work in plan):
+    def begin(self, plan: Listing[Work]) -> bool:
+        """Tells which rows of the next forward belong to which adapter; returns whether any does."""
+        adapted = any(work.sequence.adapter is not None for work in plan)
+        if adapted:
             rows = [self._rows.get(work.sequence.adapter or "", 0) for work in plan for _ in range(work.count)]
             self._mask = self._segments.index_select(0, torch.tensor(rows, device=self._segments.device))
         else:
             self._mask = None
+        return adapted
 
     def check(self, forward: Callable[[list[Work]], object], pool: BlockPool) -> None:
         """Computes a text with an adapter and sees that each linear is called once, with the rows of the step.

@@ -14,9 +14,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Listing
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from services.inference.engine.trace import scripted
 
 Product = Callable[[Tensor], Tensor]
 """From rows [rows, in] to [rows, out]."""
@@ -32,18 +35,57 @@ SMALLEST = 1e-30
 """What an all-zero row is divided by instead of its largest value."""
 
 
-def exact(weight: Tensor, bias: Tensor | None) -> Product:
-    """float32, by oneDNN with its blocked layout."""
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+class _Exact(nn.Module):
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.bias: Tensor | None = bias
 
-    def product(rows: Tensor) -> Tensor:
-        alone = len(rows) == 1
+    def forward(self, rows: Tensor) -> Tensor:
+        alone = rows.size(0) == 1
         if alone:  # for a single row oneDNN takes another kernel, which adds up in another order
             rows = rows.expand(2, -1)
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
         return result[:1] if alone else result
 
-    return product
+
+class _Int8Fbgemm(nn.Module):
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        integers, scales = _quantized(weight)
+        zeros = torch.zeros(len(scales), dtype=torch.long)
+        with warnings.catch_warnings():
+            # torch will drop its quantised number types one day; then oneDNN's kernel below remains.
+            warnings.simplefilter("ignore", UserWarning)
+            whole = torch._make_per_channel_quantized_tensor(integers, scales.double(), zeros, 0)
+        self.packed = torch.ops.quantized.linear_prepack(whole, None)
+        self.bias: Tensor | None = bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        largest = torch.linalg.vector_norm(rows, float("inf"), [-1], True).clamp_min_(1e-30)
+        scaled = rows / largest
+        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        result: Tensor = multiply(scaled, 2 / 255, 128, self.packed).mul_(largest)
+        return result if self.bias is None else result.add_(self.bias)
+
+
+class _Int8Onednn(nn.Module):
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        integers, self.scales = _quantized(weight)
+        self.columns = integers.t().contiguous()
+        self.bias: Tensor | None = bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        largest = torch.linalg.vector_norm(rows, float("inf"), [-1], True).clamp_min_(1e-30).div_(127)
+        sums = torch._int_mm((rows / largest).round_().to(torch.int8), self.columns)
+        result = sums.float().mul_(self.scales).mul_(largest)
+        return result if self.bias is None else result.add_(self.bias)
+
+
+def exact(weight: Tensor, bias: Tensor | None) -> Product:
+    """float32, by oneDNN with its blocked layout."""
+    return scripted(_Exact(weight, bias))
 
 
 def int8_fbgemm(weight: Tensor, bias: Tensor | None) -> Product:
@@ -52,35 +94,12 @@ def int8_fbgemm(weight: Tensor, bias: Tensor | None) -> Product:
     The kernel takes one scale for all activations, and with that a loud row would drown a quiet one. So each row is
     divided by its largest absolute value, quantised with the scale that fits [-1, 1], and multiplied back.
     """
-    integers, scales = _quantized(weight)
-    zeros = torch.zeros(len(scales), dtype=torch.long)
-    with warnings.catch_warnings():
-        # torch will drop its quantised number types one day; then oneDNN's kernel below remains.
-        warnings.simplefilter("ignore", UserWarning)
-        whole = torch._make_per_channel_quantized_tensor(integers, scales.double(), zeros, 0)
-    packed = torch.ops.quantized.linear_prepack(whole, None)
-    multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-
-    def product(rows: Tensor) -> Tensor:
-        largest = rows.abs().amax(-1, keepdim=True).clamp_min_(SMALLEST)
-        result: Tensor = multiply(rows / largest, 2 / 255, 128, packed).mul_(largest)
-        return result if bias is None else result.add_(bias)
-
-    return product
+    return scripted(_Int8Fbgemm(weight, bias))
 
 
 def int8_onednn(weight: Tensor, bias: Tensor | None) -> Product:
     """The same by oneDNN's integer product, with the scales applied outside."""
-    integers, scales = _quantized(weight)
-    columns = integers.t().contiguous()
-
-    def product(rows: Tensor) -> Tensor:
-        largest = rows.abs().amax(-1, keepdim=True).clamp_min_(SMALLEST).div_(127)
-        sums = torch._int_mm((rows / largest).round_().to(torch.int8), columns)
-        result = sums.float().mul_(scales).mul_(largest)
-        return result if bias is None else result.add_(bias)
-
-    return product
+    return scripted(_Int8Onednn(weight, bias))
 
 
 INT8_KERNELS: dict[str, Kernel] = {"fbgemm": int8_fbgemm, "onednn": int8_onednn}
@@ -100,7 +119,7 @@ def fastest(kernels: dict[str, Kernel], weight: Tensor, *, rows: Iterable[int] =
     return best if taken[best] < CLEARLY * taken[first] else first
 
 
-class Packed:
+class Packed(nn.Module):
     """The packed weights of linears that read the same input, multiplied in one product."""
 
     def __init__(self, linears: Listing[nn.Linear], kernel: Kernel, loudest: Tensor | None = None) -> None:
@@ -109,11 +128,17 @@ class Packed:
             loudest: the largest absolute values seen at each input, [in]; with them, inputs and weights share the
                 difficulty of being rounded.
         """
+        super().__init__()
         self.sizes = [linear.out_features for linear in linears]
         biases = [linear.bias for linear in linears]
         bias = torch.cat([one for one in biases if one is not None]) if biases[0] is not None else None
         weight = torch.cat([linear.weight for linear in linears])
-        self._product = kernel(weight, bias) if loudest is None else _smoothed(kernel, weight, bias, loudest)
+        self.inverse: Tensor | None = None
+        """What inputs are multiplied by first."""
+        if loudest is not None:
+            scale = _smoothing(weight, loudest)
+            weight, self.inverse = weight * scale, 1 / scale
+        self.product = kernel(weight, bias)
         self._nbytes = weight.numel() * (4 if kernel is exact else 1)
         self._input: Tensor | None = None
         self._parts: tuple[Tensor, ...] = ()
@@ -127,7 +152,9 @@ class Packed:
         """The output of linear `index` for `values`, […, in]: computed for all of them when the first is asked."""
         if values is not self._input:
             rows = values.reshape(-1, values.shape[-1])
-            result = self._product(rows).view(*values.shape[:-1], -1)
+            if self.inverse is not None:
+                rows = rows * self.inverse
+            result = self.product(rows).view(*values.shape[:-1], -1)
             if len(self.sizes) == 1:
                 return result
             self._input, self._parts = values, torch.split(result, self.sizes, -1)
@@ -144,11 +171,21 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.bias = linear.bias
-        self.packed, self._index = packed, index
+        self._index = index
+        self._shared = (packed,)  # not as a module: TorchScript can't have oneDNN's weights in two places …
+        if index == 0:
+            self._own = packed  # … but in one it must
 
     @property
-    def weight(self) -> Tensor:
-        """The weight as the product has it, [out, in]; for code that looks at it instead of calling the module."""
+    def packed(self) -> Packed:
+        """The weights, also those of its siblings."""
+        return self._shared[0]
+
+    def __getattr__(self, name: str) -> Any:
+        """`weight` as the product has it, [out, in], for code that looks at it instead of calling the module. Not a
+        property: TorchScript looks at all of those, and this one is work."""
+        if name != "weight":
+            return super().__getattr__(name)
         columns: Tensor = self(torch.eye(self.in_features))
         return (columns if self.bias is None else columns - self.bias).t()
 
@@ -195,17 +232,16 @@ def packed_bytes(model: nn.Module) -> int:
     return sum(packed.nbytes for packed in {m.packed for m in model.modules() if isinstance(m, PackedLinear)})
 
 
-def _smoothed(kernel: Kernel, weight: Tensor, bias: Tensor | None, loudest: Tensor) -> Product:
-    """A product whose inputs are divided, and its weights multiplied, so that no input is much louder than others.
+def _smoothing(weight: Tensor, loudest: Tensor) -> Tensor:
+    """What inputs are to be divided by, and the columns of a weight multiplied, so that no input is much louder than
+    others, [in].
 
     Xiao et al. 2023, "SmoothQuant". Without it the few channels that transformers keep loud leave the others a handful
     of steps.
     """
     largest = weight.abs().amax(0).clamp_min(SMALLEST)
     scale = loudest.clamp_min(SMALLEST) ** SMOOTHING / largest ** (1 - SMOOTHING)
-    scale = (scale / scale.log().mean().exp()).clamp(1e-4, 1e4)
-    product, inverse = kernel(weight * scale, bias), 1 / scale
-    return lambda rows: product(rows * inverse)
+    return (scale / scale.log().mean().exp()).clamp(1e-4, 1e4)
 
 
 def _quantized(weight: Tensor) -> tuple[Tensor, Tensor]:

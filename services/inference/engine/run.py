@@ -10,15 +10,17 @@ from collections import defaultdict
 from collections.abc import Sequence as Listing
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from services.inference.engine.attention import Group, LayerShape, Step, exactness
+from services.inference.engine.attention import Group, LayerShape, Layout, exactness
 from services.inference.engine.errors import UnsupportedModel
+from services.inference.engine.forward import Forward
 from services.inference.engine.lora import Adapters
 from services.inference.engine.schedule import Work
+from services.inference.engine.sequence import Sequence
+from services.inference.engine.trace import Compute, Inputs, traced
 
 SHORT_CONTEXT = 128
 """Tokens of context up to which all single tokens are computed together."""
@@ -43,63 +45,77 @@ class Runner:
             adapters: those of the model, where it has some.
             blocks, block_size: the size of the KV memory, in blocks of so many tokens.
         """
-        self._model = model
         self._adapters = adapters
         self._block_size = block_size
-        self._stride = blocks + 1  # the last block is the null block: never written, it pads short contexts
-        device, dtype = model.device, model.dtype
-        self._device = device
-        rows = [shape.heads * self._stride for shape in shapes]
-        self._keys = [
-            _zeros(count, block_size * shape.key_dim, dtype, device) for count, shape in zip(rows, shapes, strict=True)
-        ]
-        self._values = [
-            _zeros(count, block_size * shape.value_dim, dtype, device)
-            for count, shape in zip(rows, shapes, strict=True)
-        ]
+        self._device = model.device
         self._shapes = shapes
-        self._exactness = exactness(blocks * block_size, shapes, block_size, device)
+        self._exactness = exactness(blocks * block_size, shapes, block_size, model.device)
+        self._forward = Forward(model, shapes, blocks=blocks, block_size=block_size, rows=self._exactness.rows)
+        self._traced: Compute | None = None
 
     @property
     def bytes(self) -> int:
         """Bytes of the KV memory when all of it is resident."""
-        return sum(memory.nbytes for memory in (*self._keys, *self._values))
+        return self._forward.nbytes
 
     @torch.inference_mode()
     def forward(self, plan: Listing[Work]) -> Tensor:
         """Computes `plan` and returns the logits, float, of each work that samples, in order: [rows, vocabulary]."""
         grouped = self._grouped(plan)
+        adapted = self._adapters is not None and self._adapters.begin([work for part in grouped for work in part])
+        compute = self._forward if self._traced is None or adapted else self._traced
+        logits = compute(*self._inputs(plan, grouped))
+        return logits[: sum(work.samples for work in plan)]
+
+    def trace(self, context: int) -> None:
+        """Has forward passes computed without Python from now on, where that gives the same bits.
+
+        Args:
+            context: the longest context, in tokens.
+        """
+        size, longest = self._block_size, self._exactness.contexts[-1]
+        vocabulary = self._forward.model.config.get_text_config().vocab_size
+
+        def works(*sizes: tuple[int, int]) -> list[Work]:
+            """Works on sequences with so many computed tokens and so many pending ones, all in the same block."""
+            return [
+                Work(
+                    Sequence(
+                        [7 * at % vocabulary for at in range(done + count)],
+                        done + count,
+                        1,
+                        blocks=[0] * -(-longest // size),
+                        computed=done,
+                    ),
+                    count,
+                )
+                for done, count in ((min(done, longest - count), count) for done, count in sizes)
+            ]
+
+        plans = [works((20, 1), (0, 3), (9 * size, 1)), works((0, 1)), works((1, 1), (5, 1), (3, 1)), works((3, 7))]
+        examples = [self._inputs(plan, self._grouped(plan)) for plan in plans]
+        ids, positions, *rest = examples[1]
+        examples.append((ids, positions + context - 1, *rest))  # some models turn positions otherwise far out
+        self._traced = traced(self._forward, examples)
+
+    def _inputs(self, plan: Listing[Work], grouped: Listing[Listing[Work]]) -> Inputs:
         ids: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         last: dict[int, int] = {}  # of each sequence, the row of its last token in the step
-        groups: list[Group] = []
         size = self._block_size
-        for members in grouped:
-            groups.append(self._group(members, len(ids)))
-            for work in members:
-                sequence, start = work.sequence, work.sequence.computed
-                end = start + work.count
-                ids += sequence.ids[start:end]
-                positions += range(start, end)
-                slots += [sequence.blocks[at // size] * size + at % size for at in range(start, end)]
-                last[id(sequence)] = len(ids) - 1
-        sampled = [last[id(work.sequence)] for work in plan if work.samples]
-        step = Step(
-            self._keys, self._values, self._shapes, self._tensor(slots), groups, self._stride, self._exactness.rows
-        )
-        if self._adapters is not None:
-            self._adapters.begin([work for members in grouped for work in members])
-        # At least one row, since some models do not take an empty choice.
-        output = self._model(
-            input_ids=self._tensor(ids)[None],
-            position_ids=self._tensor(positions)[None],
-            use_cache=False,
-            logits_to_keep=self._tensor(sampled or [0]),
-            attend=step.attend,
-        )
-        logits: Tensor = output.logits[0, : len(sampled)]
-        return logits
+        for work in (work for members in grouped for work in members):
+            sequence, start = work.sequence, work.sequence.computed
+            end = start + work.count
+            ids += sequence.ids[start:end]
+            positions += range(start, end)
+            slots += [sequence.blocks[at // size] * size + at % size for at in range(start, end)]
+            last[id(sequence)] = len(ids) - 1
+        # At least one, since some models do not take an empty choice.
+        sampled = [last[id(work.sequence)] for work in plan if work.samples] or [0]
+        groups = [self._group(members) for members in grouped]
+        layout = Layout.of(groups, self._tensor(slots), self._shapes, self._forward.stride)
+        return self._forward.inputs(self._tensor(ids), self._tensor(positions), self._tensor(sampled), layout)
 
     @staticmethod
     def _grouped(plan: Listing[Work]) -> list[list[Work]]:
@@ -111,29 +127,19 @@ class Runner:
                 singles[max(work.sequence.computed, SHORT_CONTEXT - 1).bit_length()].append(work)
         return [*singles.values(), *([work] for work in plan if work.count > 1)]
 
-    def _group(self, members: list[Work], start: int) -> Group:
+    def _group(self, members: Listing[Work]) -> Group:
         size, count = self._block_size, members[0].count
         longest = max(work.sequence.computed for work in members) + count
         pages = self._exactness.padded(longest) // size
-        null = [self._stride - 1] * pages
+        null = [self._forward.stride - 1] * pages
         blocks = [(work.sequence.blocks[:pages] + null)[:pages] for work in members]
         first = [work.sequence.computed for work in members]
         # One key at least is left to be masked, and the kernel of GPUs takes a mask of all.
         clear = min(*first, pages * size - 1) if self._device.type == "cpu" else 0
-        return Group(start, self._tensor(blocks), self._tensor(first), count, size, clear)
+        return Group(self._tensor(blocks), self._tensor(first), count, size, clear)
 
     def _tensor(self, values: list[Any]) -> Tensor:
         return torch.tensor(values, device=self._device)
-
-
-def _zeros(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros, since a masked position still takes part as 0 times its value, which must not be NaN.
-
-    On CPU from numpy, which takes them from the kernel untouched: unlike torch's they become resident when written.
-    """
-    if device.type != "cpu":
-        return torch.zeros(rows, columns, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros((rows, columns * dtype.itemsize), dtype=np.uint8)).view(dtype)
 
 
 @torch.inference_mode()
@@ -151,7 +157,7 @@ def layer_shapes(model: PreTrainedModel) -> list[LayerShape]:
             raise UnsupportedModel(f"Models of type '{model.config.model_type}' have attention that is not causal.")
         if kwargs.get("position_bias") is not None:
             raise UnsupportedModel(f"Models of type '{model.config.model_type}' have a position bias.")
-        found[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3])
+        found[layer] = LayerShape(key.shape[1], key.shape[3], value.shape[3], kwargs.get("sliding_window"))
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
 
     one = torch.zeros(1, 1, dtype=torch.long, device=model.device)

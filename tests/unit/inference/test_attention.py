@@ -17,7 +17,7 @@ def group(first: list[int], queries: int) -> Group:
     """Sequences of which so many tokens came before the step, each on blocks of its own."""
     pages = -(-(max(first) + queries) // SIZE)
     blocks = torch.arange(len(first) * pages).view(len(first), pages)
-    return Group(0, blocks, torch.tensor(first), queries, SIZE, clear=0)
+    return Group(blocks, torch.tensor(first), queries, SIZE, clear=0)
 
 
 def values(*shape: int) -> Tensor:
@@ -35,8 +35,8 @@ def test_the_attention_for_gpus_gives_what_that_for_cpus_does(
     asked = values(len(first), queries, heads, members, DIM)
     keys = values(len(first) * heads, hidden.shape[-1], DIM)
     held = values(len(first) * heads, hidden.shape[-1], VALUE_DIM)
-    fused = _fused(asked, keys, held, hidden, 0.3)
-    dense = _dense(asked, keys, held, hidden, 0.3, rows=4, softcap=None, sinks=None)
+    fused = _fused(asked, keys, held, hidden, scale=0.3)
+    dense = _dense(asked, keys, held, hidden, scale=0.3, rows=4, softcap=None, sinks=None)
     assert fused.shape == (len(first) * queries, heads * members, VALUE_DIM)
     assert torch.allclose(fused, dense, atol=1e-5)
 
