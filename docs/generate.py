@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from services.common.metrics import EngineMetrics, GatewayMetrics
+from services.common.metrics import EngineMetrics, GatewayMetrics, HttpMetrics
 from services.common.settings import (
     PREFIX,
     CommonSettings,
@@ -48,8 +48,7 @@ METRICS_HEAD = """\
 Generated from `services/common/metrics.py` by `make docs`; do not edit.
 
 Gateways and pods serve `/metrics` on a port of their own (`FOREBAY_METRICS_PORT`), one answer for all workers of a
-process. Times are in seconds. Beside these, both serve the `flask_…` series of prometheus-flask-exporter for each
-route.
+process. Times are in seconds.
 """
 
 
@@ -121,7 +120,7 @@ def _default(field: FieldInfo) -> str:
 def metrics_page() -> str:
     """Every metric in a table of the process that serves it."""
     parts = [METRICS_HEAD]
-    for title, kind in (("Gateway", GatewayMetrics), ("Inference pod", EngineMetrics)):
+    for title, kind in (("Both", HttpMetrics), ("Gateway", GatewayMetrics), ("Inference pod", EngineMetrics)):
         parts.append(f"\n## {title}\n\n| name | kind | labels | meaning |\n|---|---|---|---|\n")
         parts.extend(_metric_row(collector) for collector in vars(kind(CollectorRegistry())).values())
     return "".join(parts)

@@ -48,7 +48,8 @@ def accept_traceparent(given: str | None) -> str:
     """The client's W3C trace context where it is well formed, else the start of a new trace."""
     if given and _TRACEPARENT.fullmatch(given):
         return given
-    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"
+    drawn = secrets.token_hex(24)
+    return f"00-{drawn[:32]}-{drawn[32:]}-01"
 
 
 class _RequestId(logging.Filter):

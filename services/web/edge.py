@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
-from flask import Flask, Response, g, jsonify, request
-from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics
+from flask import Flask, Request, Response, g, jsonify, request
+from flask.ctx import _AppCtxGlobals
 from werkzeug.exceptions import HTTPException
 
 from services.common.errors import ApiError, HttpError
+from services.common.metrics import HttpMetrics
 from services.common.telemetry import REQUEST_ID_HEADER, TRACE_HEADER, accept_request_id, accept_traceparent, request_id
 
 log = logging.getLogger("forebay.access")
 PROBES = ("/healthz", "/readyz")
+REQUEST_ID_VARIABLE = "HTTP_" + REQUEST_ID_HEADER.upper().replace("-", "_")
+TRACE_VARIABLE = "HTTP_" + TRACE_HEADER.upper()
+"""The headers as WSGI has them."""
 
 
 def create_app(name: str, *, max_body_bytes: int, trouble: Callable[[], str | None] = lambda: None) -> Flask:
@@ -28,11 +33,9 @@ def create_app(name: str, *, max_body_bytes: int, trouble: Callable[[], str | No
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.strict_slashes = False
     app.before_request(_open)
-    app.after_request(_close)
+    app.after_request(partial(_close, HttpMetrics()))
     app.register_error_handler(Exception, answer_error)
     app.add_url_rule("/healthz", view_func=lambda: _health(trouble()), endpoint="healthz")
-    # Grouped by rule, not by path: a scan of random paths must not make time series.
-    GunicornPrometheusMetrics(app, group_by="url_rule", excluded_paths=[f"^{path}$" for path in PROBES])
     return app
 
 
@@ -64,36 +67,37 @@ def _kept_headers(error: HTTPException) -> dict[str, str]:
 
 
 def _open() -> None:
-    g.started = time.monotonic()
-    g.request_id = accept_request_id(request.headers.get(REQUEST_ID_HEADER))
-    g.traceparent = accept_traceparent(request.headers.get(TRACE_HEADER))
-    g.log_fields = {}
-    request_id.set(g.request_id)
+    # Flask's proxies look their object up at each access, which a request does here often enough to feel it.
+    found: _AppCtxGlobals = g._get_current_object()  # type: ignore[attr-defined]
+    sent = request.environ
+    found.started = time.monotonic()
+    found.request_id = accept_request_id(sent.get(REQUEST_ID_VARIABLE))
+    found.traceparent = accept_traceparent(sent.get(TRACE_VARIABLE))
+    found.log_fields = {}
+    request_id.set(found.request_id)
 
 
-def _close(response: Response) -> Response:
-    response.headers[REQUEST_ID_HEADER] = g.request_id
-    if request.path not in PROBES:
+def _close(metrics: HttpMetrics, response: Response) -> Response:
+    found: _AppCtxGlobals = g._get_current_object()  # type: ignore[attr-defined]
+    asked: Request = request._get_current_object()  # type: ignore[attr-defined]
+    response.headers[REQUEST_ID_HEADER] = found.request_id
+    if asked.path not in PROBES:
+        rule = asked.url_rule.rule if asked.url_rule else "unknown"
+        metrics.count(asked.method, rule, response.status_code, time.monotonic() - found.started)
         # At the end of the body, so that the line of a stream has its whole duration and its final counts.
-        response.call_on_close(_access_line(response))
+        response.call_on_close(partial(_write_line, response, found, asked.method, rule))
     return response
 
 
-def _access_line(response: Response) -> Callable[[], None]:
-    method, rule = request.method, str(request.url_rule) if request.url_rule else "unknown"
-    started, identity, fields = g.started, g.request_id, g.log_fields
-
-    def write() -> None:
-        log.info(
-            "request",
-            extra={
-                "request_id": identity,
-                "method": method,
-                "route": rule,
-                "status": response.status_code,
-                "seconds": round(time.monotonic() - started, 4),
-                **fields,
-            },
-        )
-
-    return write
+def _write_line(response: Response, found: _AppCtxGlobals, method: str, rule: str) -> None:
+    log.info(
+        "request",
+        extra={
+            "request_id": found.request_id,
+            "method": method,
+            "route": rule,
+            "status": response.status_code,
+            "seconds": round(time.monotonic() - found.started, 4),
+            **found.log_fields,
+        },
+    )
