@@ -56,7 +56,7 @@ def prepare(app: Flask, settings: GatewaySettings) -> None:
     )
 
     @JWTManager(app).decode_key_loader
-    def _secret(_claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
+    def _secret(header: Mapping[str, Any], _claims: Mapping[str, Any]) -> str:
         # A token of the time before there were ids has none.
         secret = secrets.get(header["kid"]) if isinstance(header.get("kid"), str) else None
         if secret is None and "kid" in header:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import create_engine, text
 
+from services.cache.windows import Limits
 from services.common.errors import Conflict, InvalidRequest, NotFound
 from services.common.settings import GatewaySettings
 from services.gateway.accounts import Accounts, open_accounts
@@ -276,3 +277,145 @@ def test_a_key_that_was_made_elsewhere_is_taken_once(accounts: Accounts) -> None
     assert accounts.find_key(plain).name == "given"
     with pytest.raises(Conflict):
         accounts.create_key("acme", "again", plain=plain)
+
+
+# Changes
+
+
+def test_a_tenants_limits_are_set_and_taken_away(accounts: Accounts) -> None:
+    accounts.update_tenant("demo", tokens_per_day=5, micros_per_month=7, models=["b", "a"], weight=2.0)
+    tenant = accounts.update_tenant("demo", tokens_per_day=None, disabled=True)
+    assert tenant.limits == Limits(micros_per_month=7)
+    assert (tenant.allowed_models, tenant.weight, tenant.disabled) == ({"a", "b"}, 2.0, True)
+    assert accounts.tenant("demo").limits == tenant.limits
+
+
+def test_a_misspelt_limit_is_no_limit_that_is_set(accounts: Accounts) -> None:
+    with pytest.raises(TypeError, match="tokens_per_hour"):
+        accounts.update_tenant("demo", tokens_per_hour=5)
+
+
+def test_a_tenant_goes_with_its_users_and_keys(accounts: Accounts) -> None:
+    accounts.create_user("demo", "ada", PASSWORD)
+    _, plain = accounts.create_key("demo", "ci")
+    _, other = accounts.create_key("platform", "ci")
+    old = accounts.delete_tenant("demo")
+    assert accounts.find_key(plain) is None
+    assert accounts.find_user("ada") is None
+    assert accounts.find_key(other) is not None
+    assert accounts.create_tenant("demo").id != old.id
+
+
+def test_the_platform_can_be_neither_disabled_nor_deleted(accounts: Accounts) -> None:
+    with pytest.raises(Conflict):
+        accounts.update_tenant("platform", disabled=True)
+    with pytest.raises(Conflict):
+        accounts.delete_tenant("platform")
+
+
+def test_a_users_tokens_end_with_a_new_role_and_not_with_a_new_limit(accounts: Accounts) -> None:
+    user = accounts.create_user("demo", "ada", PASSWORD)
+    assert accounts.update_user(user.id, tokens_per_day=5).token_epoch == user.token_epoch
+    promoted = accounts.update_user(user.id, role="admin")
+    assert promoted.token_epoch == user.token_epoch + 1
+    assert "admin" in promoted.scopes
+
+
+def test_a_deleted_user_is_gone(accounts: Accounts) -> None:
+    user = accounts.create_user("demo", "ada", PASSWORD)
+    with pytest.raises(NotFound):
+        accounts.delete_user(user.id, tenant="platform")
+    accounts.delete_user(user.id, tenant="demo")
+    assert accounts.verify_user("ada", PASSWORD) is None
+
+
+def test_a_key_is_changed_in_its_tenant_alone(accounts: Accounts) -> None:
+    key, _ = accounts.create_key("demo", "ci", expires_at=2_000_000_000)
+    changes = {"name": "nightly", "scopes": frozenset({"inference", "admin"}), "concurrent": 2, "expires_at": None}
+    with pytest.raises(NotFound):
+        accounts.update_key(key.id, tenant="platform", **changes)
+    changed = accounts.update_key(key.id, tenant="demo", **changes)
+    assert (changed.name, changed.scopes, changed.limits.concurrent) == ("nightly", {"inference", "admin"}, 2)
+    assert accounts.key(key.id).expires_at is None
+
+
+def test_a_rotated_key_has_the_rights_of_the_old_one(accounts: Accounts) -> None:
+    rights = {"tokens_per_day": 5, "models": ["a"], "scopes": frozenset({"inference", "admin"})}
+    old, old_plain = accounts.create_key("demo", "ci", expires_at=4_000_000_000, **rights)
+    before = int(time.time())
+    new, plain = accounts.rotate_key(old.id, tenant="demo", overlap=60)
+    assert plain != old_plain
+    assert accounts.find_key(plain).id == new.id
+    assert (new.rotated_from, new.name, new.tenant.name, new.expires_at) == (old.id, "ci", "demo", 4_000_000_000)
+    assert (new.limits, new.models, new.scopes) == (old.limits, ["a"], old.scopes)
+    assert before + 60 <= accounts.find_key(old_plain).expires_at <= before + 62
+
+
+def test_a_rotation_shortens_an_expiry_and_never_lengthens_it(accounts: Accounts) -> None:
+    soon = int(time.time()) + 10
+    key, _ = accounts.create_key("demo", "ci", expires_at=soon)
+    accounts.rotate_key(key.id, overlap=3600)
+    assert accounts.key(key.id).expires_at == soon
+
+
+@pytest.mark.parametrize("end", ["revoked", "expired"])
+def test_a_key_that_is_not_good_any_more_is_not_rotated(accounts: Accounts, end: str) -> None:
+    key, _ = accounts.create_key("demo", "ci", expires_at=1 if end == "expired" else None)
+    if end == "revoked":
+        accounts.revoke_key(key.id)
+    with pytest.raises(Conflict):
+        accounts.rotate_key(key.id, overlap=60)
+
+
+# Audit
+
+
+def test_the_audit_log_is_read_newest_first_and_in_pages(accounts: Accounts) -> None:
+    for number in range(5):
+        accounts.audit.record(actor="key:1", tenant="demo", action="key.create", target=f"{number}", request_id="r")
+    first = accounts.audit.entries(limit=2)
+    second = accounts.audit.entries(limit=3, after=first[-1].id)
+    assert [entry.target for entry in (*first, *second)] == ["4", "3", "2", "1", "0"]
+
+
+def test_the_audit_log_is_read_by_who_whose_and_when(accounts: Accounts) -> None:
+    entry = accounts.audit.record(
+        actor="user:1", tenant="demo", action="key.create", target="k", detail={"limits": {"tokens_per_day": 5}}
+    )
+    accounts.audit.record(actor="user:2", tenant="platform", action="tenant.create", target="t")
+    now = entry.created_at
+    for found in (
+        {"tenant": "demo"},
+        {"actor": "user:1"},
+        {"action": "key.create"},
+        {"tenant": "demo", "since": now, "until": now + 60},
+    ):
+        assert [one.detail for one in accounts.audit.entries(**found)] == [{"limits": {"tokens_per_day": 5}}]
+    for nothing in ({"tenant": "demo", "actor": "user:2"}, {"since": now + 60}, {"until": now}):
+        assert accounts.audit.entries(**nothing) == []
+
+
+def test_an_effect_and_its_entry_are_kept_together_or_not_at_all(accounts: Accounts) -> None:
+    with pytest.raises(ZeroDivisionError), accounts.transaction():
+        accounts.create_key("demo", "ci")
+        accounts.audit.record(actor="key:1", tenant="demo", action="key.create", target="k")
+        raise ZeroDivisionError
+    assert accounts.keys() == []
+    assert accounts.audit.entries() == []
+    with accounts.transaction():
+        key, _ = accounts.create_key("demo", "ci")
+        accounts.audit.record(actor="key:1", tenant="demo", action="key.create", target=key.id)
+    assert [entry.target for entry in accounts.audit.entries()] == [accounts.keys()[0].id]
+
+
+def test_an_answer_is_kept_once_and_until_it_expires(accounts: Accounts) -> None:
+    now = int(time.time())
+    kept = {"fingerprint": "f", "status": 201, "body": "{}"}
+    accounts.answers.keep("a", **kept, expires_at=now + 60)
+    with pytest.raises(Conflict):
+        accounts.answers.keep("a", **kept, expires_at=now + 60)
+    assert accounts.answers.find("a").status == 201
+    accounts.answers.keep("old", **kept, expires_at=now)
+    assert accounts.answers.find("old") is None
+    accounts.answers.keep("old", **kept, expires_at=now + 60)
+    assert accounts.answers.find("b") is None

@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from services.common.errors import Forbidden, NotAuthenticated, TokenExpired
+from services.cache.windows import Limits
+from services.common.errors import AccountsUnavailable, Forbidden, NotAuthenticated, TokenExpired
 from services.common.settings import GatewaySettings
 from services.gateway import identify
 from services.gateway.accounts import Accounts
@@ -231,6 +232,129 @@ def test_memory_holds_hashes_that_are_the_processes_own(
         one.identify(f"Bearer {key}")
         assert key not in repr(vars(one))
     assert identifier._trusted.keys().isdisjoint(another._trusted.keys())
+
+
+# The database gone
+
+
+def without_a_database(monkeypatch: pytest.MonkeyPatch, accounts: Accounts) -> None:
+    """A stand-in for what test_sql_gone.py does with a real server, where a clock can be moved."""
+
+    def gone(_plain: str) -> None:
+        raise AccountsUnavailable
+
+    monkeypatch.setattr(accounts, "find_key", gone)
+
+
+def test_a_checked_key_holds_for_the_grace_and_no_longer(
+    identifier: Identifier, accounts: Accounts, key: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identifier.identify(f"Bearer {key}")
+    without_a_database(monkeypatch, accounts)
+    clock.advance(599)
+    assert identifier.identify(f"Bearer {key}").tenant == "demo"
+    clock.advance(1)
+    with pytest.raises(AccountsUnavailable):
+        identifier.identify(f"Bearer {key}")
+
+
+def test_the_grace_does_not_outlast_a_keys_expiry(
+    identifier: Identifier, accounts: Accounts, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, plain = accounts.create_key("demo", "ci", expires_at=int(clock()) + 60)
+    identifier.identify(f"Bearer {plain}")
+    without_a_database(monkeypatch, accounts)
+    clock.advance(61)
+    with pytest.raises(AccountsUnavailable):
+        identifier.identify(f"Bearer {plain}")
+
+
+def test_a_key_that_was_found_revoked_has_no_grace(
+    identifier: Identifier, accounts: Accounts, key: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identifier.identify(f"Bearer {key}")
+    accounts.revoke_key(accounts.find_key(key).id)
+    clock.advance(5)
+    with pytest.raises(NotAuthenticated):
+        identifier.identify(f"Bearer {key}")
+    without_a_database(monkeypatch, accounts)
+    with pytest.raises(AccountsUnavailable):
+        identifier.identify(f"Bearer {key}")
+
+
+def test_one_subject_can_be_forgotten_alone(
+    identifier: Identifier, accounts: Accounts, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, other = accounts.create_key("demo", "other")
+    for plain in (key, other):
+        identifier.identify(f"Bearer {plain}")
+    identifier.forget(f"key:{accounts.find_key(key).id}")
+    seen = reads(accounts, monkeypatch)
+    for plain in (key, other):
+        identifier.identify(f"Bearer {plain}")
+    assert seen == [key]
+
+
+# Rights
+
+
+def test_limits_are_the_keys_own_or_the_defaults_and_the_tenants(
+    accounts: Accounts, settings: GatewaySettings, clock: Clock
+) -> None:
+    accounts.update_tenant("demo", micros_per_month=5_000_000, weight=2.5, share_cache=True)
+    _, plain = accounts.create_key("demo", "ci", tokens_per_minute=70, concurrent=3)
+    defaults = settings.model_copy(update={"concurrent_requests": 8, "tokens_per_day": 1000, "micros_per_day": 7})
+    principal = Identifier(accounts, defaults, clock=clock, monotonic=clock).identify(f"Bearer {plain}")
+    assert principal.limits == Limits(
+        requests_per_minute=600, tokens_per_minute=70, concurrent=3, tokens_per_day=1000, micros_per_day=7
+    )
+    assert principal.tenant_limits == Limits(micros_per_month=5_000_000)
+    assert (principal.weight, principal.share_cache) == (2.5, True)
+
+
+@pytest.mark.parametrize(
+    ("of_tenant", "of_key", "both"),
+    [
+        (None, None, None),
+        (["a"], None, {"a"}),
+        (None, ["b"], {"b"}),
+        (["a", "b"], ["b", "c"], {"b"}),
+        ([], ["a"], set()),
+    ],
+)
+def test_models_must_be_allowed_to_tenant_and_key(
+    identifier: Identifier, accounts: Accounts, of_tenant: list[str], of_key: list[str], both: set[str] | None
+) -> None:
+    accounts.update_tenant("demo", models=of_tenant)
+    _, plain = accounts.create_key("demo", "ci", models=of_key)
+    assert identifier.identify(f"Bearer {plain}").models == both
+
+
+def test_a_disabled_key_and_a_disabled_tenant_are_refused_within_the_ttl(
+    identifier: Identifier, accounts: Accounts, key: str, clock: Clock
+) -> None:
+    identity = accounts.find_key(key).id
+    accounts.update_key(identity, disabled=True)
+    with pytest.raises(NotAuthenticated, match="disabled"):
+        identifier.identify(f"Bearer {key}")
+    accounts.update_key(identity, disabled=False)
+    identifier.identify(f"Bearer {key}")
+    accounts.update_tenant("demo", disabled=True)
+    clock.advance(5)
+    with pytest.raises(Forbidden, match="'demo' is disabled"):
+        identifier.identify(f"Bearer {key}")
+
+
+def test_of_a_rotated_key_both_hold_until_the_overlap_ends(
+    identifier: Identifier, accounts: Accounts, key: str, clock: Clock
+) -> None:
+    _, fresh = accounts.rotate_key(accounts.find_key(key).id, overlap=60)
+    for plain in (key, fresh):
+        assert identifier.identify(f"Bearer {plain}").tenant == "demo"
+    clock.advance(61)
+    assert identifier.identify(f"Bearer {fresh}").tenant == "demo"
+    with pytest.raises(TokenExpired):
+        identifier.identify(f"Bearer {key}")
 
 
 # Tokens

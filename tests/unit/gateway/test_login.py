@@ -13,8 +13,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from services.common.errors import AccountsUnavailable
+from services.common.settings import GatewaySettings
 from services.gateway.accounts import Accounts
-from tests.unit.gateway.conftest import PASSWORD, CountingHasher
+from tests.unit.gateway.conftest import PASSWORD, Clock, CountingHasher
 
 Tokens = dict[str, Any]
 
@@ -171,6 +173,66 @@ def test_a_log_out_leaves_the_tokens_of_other_users_alone(
 def test_a_log_out_with_a_refresh_token_that_does_not_hold_succeeds(client: FlaskClient, tokens: Tokens) -> None:
     answer = client.post("/logout", headers=bearer(tokens["access_token"]), json={"refresh_token": "nonsense"})
     assert answer.status_code == 204
+
+
+def guess(client: FlaskClient, username: str = "ada", address: str = "10.0.0.1", **headers: str) -> TestResponse:
+    body = {"username": username, "password": "wrong"}
+    return client.post("/login", json=body, headers=headers, environ_overrides={"REMOTE_ADDR": address})
+
+
+@pytest.mark.parametrize("username", ["ada", "nobody", "NOT A NAME"])
+def test_guesses_at_one_user_are_slowed_down_whether_there_is_one_or_not(client: FlaskClient, username: str) -> None:
+    answers = [guess(client, username, address=f"10.0.0.{number}") for number in range(11)]
+    assert [answer.status_code for answer in answers] == [401] * 10 + [429]
+    assert code(answers[-1]) == (429, "rate_limit_exceeded")
+    assert answers[-1].headers["Retry-After"] == "30"
+
+
+def test_what_is_slowed_down_compares_no_password(client: FlaskClient, hasher: CountingHasher) -> None:
+    for _ in range(20):
+        guess(client)
+    assert len(hasher.compared) == 10
+
+
+def test_the_right_password_works_once_the_pause_is_over(client: FlaskClient, clock: Clock) -> None:
+    for _ in range(11):
+        answer = guess(client)
+    assert log_in(client).status_code == 429
+    clock.advance(int(answer.headers["Retry-After"]))
+    assert log_in(client).status_code == 200
+
+
+def test_guesses_from_one_address_are_slowed_down_over_all_users(client: FlaskClient) -> None:
+    answers = [guess(client, f"user-{number}", address="10.0.0.9").status_code for number in range(51)]
+    assert answers == [401] * 50 + [429]
+    assert guess(client, "somebody", address="10.0.0.10").status_code == 401
+
+
+def test_log_ins_that_succeed_are_not_counted(client: FlaskClient) -> None:
+    assert {log_in(client).status_code for _ in range(60)} == {200}
+
+
+def test_a_header_changes_no_address_unless_a_proxy_is_trusted(client: FlaskClient) -> None:
+    forged = [guess(client, f"user-{n}", **{"X-Forwarded-For": f"10.1.0.{n}"}).status_code for n in range(51)]
+    assert forged[-1] == 429
+
+
+def test_behind_a_trusted_proxy_its_clients_are_told_apart(client: FlaskClient, settings: GatewaySettings) -> None:
+    settings.trusted_proxies = 1
+    seen = [guess(client, f"user-{n}", **{"X-Forwarded-For": f"10.1.0.{n}"}).status_code for n in range(51)]
+    assert set(seen) == {401}
+
+
+def test_a_log_in_that_the_database_can_not_answer_is_not_counted(
+    client: FlaskClient, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: str) -> None:
+        raise AccountsUnavailable
+
+    monkeypatch.setattr(accounts, "verify_user", gone)
+    assert {log_in(client).status_code for _ in range(20)} == {503}
+    monkeypatch.undo()
+    assert log_in(client).status_code == 200
 
 
 def test_no_password_and_no_token_is_logged_or_stored(

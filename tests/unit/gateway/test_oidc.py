@@ -37,7 +37,9 @@ def made(app: Flask, accounts: Accounts, settings: GatewaySettings, issuer: Issu
 
     def make(**changes: Any) -> Identify:
         values = {"oidc_issuer": issuer.url, "oidc_audience": [AUDIENCE], "oidc_scopes": {"llm-users": ["inference"]}}
-        identifier = Identifier(accounts, settings.model_copy(update={**values, **changes}), clock=clock, monotonic=clock)
+        identifier = Identifier(
+            accounts, settings.model_copy(update={**values, **changes}), clock=clock, monotonic=clock
+        )
 
         def identify(token: str) -> Principal:
             with app.app_context():
