@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Listing
 from socket import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import gevent
 
@@ -51,7 +51,9 @@ class Hold:
         """Whether one more may wait."""
         return self._timeout > 0 and self.waiting < self._most
 
-    def leg(self, trip: Trip, resume: Listing[int] | None = None) -> Generator[sse.Event, None, Leg]:
+    def leg(
+        self, trip: Trip, resume: Listing[int] | None = None, alone: dict[str, Any] | None = None
+    ) -> Generator[sse.Event, None, Leg]:
         """The next leg of a call, after a wait where it takes one; comments for the client meanwhile.
 
         Raises:
@@ -62,7 +64,7 @@ class Hold:
         until, waited = 0.0, False
         while True:
             try:
-                return trip.go_on(resume, anew=waited)
+                return trip.go_on(resume, alone, anew=waited)
             except NoPodReady:
                 if not self.open:
                     raise

@@ -19,11 +19,10 @@ from services.gateway.hold import Hold
 from services.gateway.leg import Leg
 from services.gateway.observe import GivenUp, observe
 from services.gateway.outcome import outcome_of
+from services.gateway.resume import CHOICES, Choices, continued
 from services.gateway.trip import Trip
 from services.gateway.upstreams.exchange import Broken
 
-CHOICES = b'"choices":'
-"""Ends what all chunks of an answer have in common: id, time and model."""
 SHUT_DOWN = b'"code":"upstream_unavailable"'
 """In the error by which a pod gives its streams up because it ends."""
 
@@ -37,22 +36,25 @@ def relay(trip: Trip, hold: Hold, leg: Leg | None, last: sse.Event | None = None
     """
     call, spent = trip.call, trip.spent
     spent.outcome = "client_gone"  # until the stream says otherwise
+    several = Choices(call) if call.request.choices > 1 else None
     try:
         if leg is not None:
-            events = leg.events()
+            events = leg.events() if several is None else several.watch(leg.events())
         else:
-            events = yield from _rest(trip, hold, Broken("its gateway was lost"), last)
+            events = yield from _rest(trip, hold, Broken("its gateway was lost"), last, several)
         while spent.outcome == "client_gone":
             try:
                 for event in events:
                     if observe(event, call, spent):
                         last = event
                         yield event
+                    elif event.comment:
+                        yield event
                 if spent.outcome == "client_gone":
                     raise Broken("it ended the stream before its end")
             except Broken as fault:
                 if spent.outcome == "client_gone" and not trip.client_gone:
-                    events = yield from _rest(trip, hold, fault, last)
+                    events = yield from _rest(trip, hold, fault, last, several)
                 else:
                     return
     except (Broken, ApiError, TimeoutError, GreenletExit) as fault:
@@ -80,12 +82,12 @@ def _failed(fault: BaseException, call: Call) -> tuple[str, sse.Event | None]:
 
 
 def _rest(
-    trip: Trip, hold: Hold, fault: Broken, last: sse.Event | None
+    trip: Trip, hold: Hold, fault: Broken, last: sse.Event | None, several: Choices | None
 ) -> Generator[sse.Event, None, Iterator[sse.Event]]:
     """What the client still lacks after `last`, where its pod has failed by `fault`; comments while it waits for one.
 
     Raises:
-        Broken: `fault`, as nobody can go on: the pod sent no notes, there are several choices, or no other pod is left.
+        Broken: `fault`, as nobody can go on: the pod sent no notes, or no other pod is left.
         ApiError: the client has nothing yet, and no pod takes the call.
         DeadlineExceeded: no pod took the call in time.
         ClientGone: the client hung up meanwhile.
@@ -98,11 +100,15 @@ def _rest(
     if spent.usage is not None:
         return iter([sse.Event(b"[DONE]")])
     if last is None:
-        return (yield from hold.leg(trip)).events()
-    if not spent.prompt_tokens or call.request.choices > 1:
+        events = (yield from hold.leg(trip)).events()
+        return events if several is None else several.watch(events)
+    if not spent.prompt_tokens:
         raise fault
     data = last.data or b""
     chunk = json.loads(data)
+    if several is not None:
+        trip.count_resume()
+        return several.rest(trip, hold, chunk)
     if chunk["choices"][0]["finish_reason"] is not None:
         answer = Answer(call.kind, chunk["id"], chunk["model"], chunk["created"])
         usage = answer.usage(Usage(spent.prompt_tokens, spent.completion_tokens))
@@ -114,25 +120,7 @@ def _rest(
     except ApiError as refusal:
         raise call.too_late() if refusal.status == DeadlineExceeded.status else fault from refusal
     trip.count_resume()
-    return _continued(leg.events(), len(spent.token_ids), data[: data.index(CHOICES)])
-
-
-def _continued(events: Iterator[sse.Event], given: int, head: bytes) -> Iterator[sse.Event]:
-    """The events of a pod that goes on after `given` tokens: under the head of the first pod's chunks, and without the
-    opening chunk, which the client has.
-
-    Raises:
-        Broken: the pod begins again, since it does not know how to go on.
-    """
-    first = True
-    for event in events:
-        data, note = event.data or b"", event.note or {}
-        if first and note.get("completion_tokens", -1) < given:
-            raise Broken("it cannot resume an answer")
-        first = False
-        if note.get("completion_tokens") != 0:
-            _, choices, rest = data.partition(CHOICES)
-            yield sse.Event(head + choices + rest, event.note) if choices else event
+    return continued(leg.events(), len(spent.token_ids), data[: data.index(CHOICES)])
 
 
 def _error_event(error: ApiError) -> sse.Event:

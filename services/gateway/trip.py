@@ -46,18 +46,21 @@ class Trip:
         self._affinity = affinity(principal.cache_salt, body, call.session)
         # By a seed, every pod draws the same tokens. The body that the cache knows has none, as the client wants it.
         if not call.request.deterministic and spent.seed is None:
-            spent.seed = secrets.randbits(63)
+            spent.seed = secrets.randbits(62)  # choice i is drawn by it plus i, which has to fit into 63 bits too
         self._seed = {} if spent.seed is None else {"seed": spent.seed}
         self._tries = 0
         self._begun_after = 0
         spent.model = spent.model or call.model
         gateway.fleet.retries.request()
 
-    def go_on(self, resume: Listing[int] | None = None, *, anew: bool = False) -> Leg:
+    def go_on(
+        self, resume: Listing[int] | None = None, alone: dict[str, Any] | None = None, *, anew: bool = False
+    ) -> Leg:
         """Has the next pod take the call, from its beginning or from the answer's tokens so far; a pod of the model's
         fallbacks where none of its own can, and nothing was sent.
 
         Args:
+            alone: what differs in the body where one of several choices goes on.
             anew: also the pod that lost it, which has been waited for.
 
         Raises:
@@ -72,7 +75,7 @@ class Trip:
         self.close()
         left = [] if anew or self.leg is None else [self.leg.pod]
         if resume is not None:
-            return self._reach(self.spent.model, left, MAX_TRIES, resume)
+            return self._reach(self.spent.model, left, MAX_TRIES, resume, alone)
         refusal: ApiError | None = None
         for number, model in enumerate(self._models):
             try:
@@ -98,6 +101,12 @@ class Trip:
         if shut_down and len(self.spent.token_ids) > self._begun_after:
             self._tries -= 1
 
+    def completed(self) -> None:
+        """This leg has brought one choice of several to its end, and costs the call none of its tries."""
+        self.close()
+        self.leg = None
+        self._tries -= 1
+
     def count_resume(self) -> None:
         """Counts that a stream goes on at this leg's pod."""
         self.spent.resumes += 1
@@ -118,7 +127,14 @@ class Trip:
         if self.leg is not None:
             self.leg.close()
 
-    def _reach(self, model: str, left: Listing[Upstream], most: int, resume: Listing[int] | None) -> Leg:
+    def _reach(
+        self,
+        model: str,
+        left: Listing[Upstream],
+        most: int,
+        resume: Listing[int] | None,
+        alone: dict[str, Any] | None = None,
+    ) -> Leg:
         """The next pod of `model` that takes the call, of those that it has not just left."""
         fleet, spent = self._gateway.fleet, self.spent
         if resume is None:
@@ -137,7 +153,7 @@ class Trip:
             self._tries += 1
             tried.append(choice.pod)
             try:
-                return self._begin(model, choice, resume)
+                return self._begin(choice, model, self._body_for(choice.pod, model, resume, alone))
             except Unreachable as error:
                 fleet.lost(choice.pod, str(error))
             except Broken as error:
@@ -151,7 +167,7 @@ class Trip:
             refusal = UpstreamUnavailable("No pod that was asked could be reached.", retry_after=1)
         raise refusal or self._no_pod(model)
 
-    def _begin(self, model: str, choice: Choice, resume: Listing[int] | None) -> Leg:
+    def _begin(self, choice: Choice, model: str, body: bytes) -> Leg:
         pod, spent = choice.pod, self.spent
         leg = self.leg = Leg(pod, self.call, model, self._weight)
         spent.upstream, spent.policy, spent.queue = pod.url, choice.policy, pod.queue
@@ -160,18 +176,20 @@ class Trip:
             spent.cacheable = False  # it is another model's answer
         self._begun_after = len(spent.token_ids)
         try:
-            leg.begin(self._body_for(pod, model, resume))
+            leg.begin(body)
         except BaseException:
             leg.close()
             raise
         return leg
 
-    def _body_for(self, pod: Upstream, model: str, resume: Listing[int] | None) -> bytes:
+    def _body_for(self, pod: Upstream, model: str, resume: Listing[int] | None, alone: dict[str, Any] | None) -> bytes:
         body = self._body
         if model != self.call.model:
             body = body | {"model": model}
         if pod.resumes(model):  # others cannot make use of a seed, and vLLM samples slower with one
             body = body | self._seed
+        if alone:
+            body = body | alone
         if resume:
             body = body | {"resume_token_ids": [*resume]}
         return sse.dump(body)

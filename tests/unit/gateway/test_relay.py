@@ -286,11 +286,6 @@ class TestWhereNobodyCanGoOn:
         self.lost(start(says(lambda blocks: blocks[:3], notes=False), other).ask(CHAT))
         assert other.bodies == []
 
-    def test_with_several_choices(self, start: Start) -> None:
-        other = Recorder()
-        self.lost(start(after(3), other).ask({**CHAT, "n": 2}))
-        assert other.bodies == []
-
     def test_at_an_engine_that_cannot_resume(self, start: Start) -> None:
         other = Recorder()
         self.lost(start(after(3), other, owners=("forebay", "vllm")).ask(CHAT))
@@ -321,6 +316,53 @@ def test_an_error_that_every_pod_would_have_is_passed_on(start: Start, broken: b
     got = start(gives_up(3, ApiError("The engine failed."), broken=broken), other).ask(CHAT)
     assert got.failure == "internal_error"
     assert other.bodies == []
+
+
+class TestSeveralChoices:
+    """Each goes on alone; that its tokens are the same is shown with a real pod (tests/integration/gateway)."""
+
+    @staticmethod
+    def two(handler: Handler, body: dict[str, Any]) -> None:
+        """A pod that is lost when one choice has two tokens and the other, though begun, has none."""
+        assert body["n"] == 2
+        answer = Answer.new("chat", "m")
+        ids: list[tuple[int, list[int], Any]] = [
+            (0, [], answer.first(0)),
+            (1, [], answer.first(1)),
+            (0, [11], answer.delta("The", 0)),
+            (0, [12], answer.delta(" fore", 0)),
+        ]
+        count, blocks = 0, Blocks()
+        for index, fresh, chunk in ids:
+            count += len(fresh)
+            note = {"completion_tokens": count, "token_ids": fresh, "prompt_tokens": PROMPT, "index": index}
+            blocks.append(sse.note(note) + sse.event(chunk))
+        send(handler, blocks, broken=True)
+
+    def test_each_goes_on_from_its_own_tokens_by_its_own_seed(self, start: Start) -> None:
+        other = Recorder()
+        got = start(self.two, other).ask({**CHAT, "n": 2, "seed": 7, "stream_options": {"include_usage": True}})
+        assert other.resumed == [[11, 12], []]
+        assert [(body["n"], body["seed"]) for body in other.bodies] == [(1, 7), (1, 8)]
+        choices = [choice for event in got.answer[:-1] for choice in event["choices"]]
+        for index in (0, 1):
+            own = [choice for choice in choices if choice["index"] == index]
+            assert "".join(choice["delta"].get("content", "") for choice in own) == "The forebay holds water."
+            assert [choice["delta"].get("role") for choice in own].count("assistant") == 1
+            assert [choice["finish_reason"] for choice in own if choice["finish_reason"]] == ["stop"]
+        assert got.events[-2]["usage"]["completion_tokens"] == 12
+        assert (got.spent.outcome, got.spent.tokens.total_tokens) == ("ok", PROMPT + 12)
+        assert got.spent.resumes == 1
+
+    def test_a_loss_on_the_way_costs_no_more_than_one_of_a_single_choice(self, start: Start) -> None:
+        got = start(self.two, after(3), whole).ask({**CHAT, "n": 2, "seed": 7})
+        assert got.spent.outcome == "ok"
+        assert got.events[-1] == "[DONE]"
+        assert got.spent.resumes == 2
+
+    def test_an_engine_that_cannot_resume_ends_it_with_an_error(self, start: Start) -> None:
+        got = start(self.two, Recorder(), owners=("forebay", "vllm")).ask({**CHAT, "n": 2})
+        assert got.failure == "upstream_unavailable"
 
 
 class TestAnswersThatAreNotStreamed:
