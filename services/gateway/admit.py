@@ -13,16 +13,10 @@ from dataclasses import dataclass
 from services.cache.responses import answer_key, flight_key
 from services.cache.windows import Ask, LimitName, Refused, Reservation, Standing
 from services.common.errors import ModelNotFound, QuotaExceeded, RateLimited
-from services.common.wire import ChatRequest, CompletionRequest
 from services.gateway.call import Call
+from services.gateway.estimate import Size, size_of
 from services.gateway.identify import Principal, require
 from services.gateway.parts import Gateway
-
-BYTES_PER_TOKEN = 3
-"""For the reservation only, which is replaced by the engine's count. English has about four, code and scripts of three
-bytes a character about three: it is better to reserve some too much for a moment than to spend more than there is."""
-MESSAGE_TOKENS = 4
-"""What a chat template adds to each message."""
 
 UNITS: dict[LimitName, str] = {
     "requests_per_minute": "requests per minute",
@@ -43,6 +37,8 @@ class Admission:
     reservation: Reservation
     answer_key: str | None
     """Where the answer shall be kept; None when it may not be."""
+    size: Size
+    """Of the prompt, by which its tokens were estimated."""
     settled: bool = False
 
     @property
@@ -89,7 +85,9 @@ def admit(gateway: Gateway, principal: Principal, call: Call) -> Admission:
         raise ModelNotFound(call.asked_model or call.model)
     keep = _answer_key(gateway, principal, call)
     look_up = keep if call.use_cache else None
-    prompt, completion = most_tokens(call)
+    size = size_of(call.request)
+    prompt = gateway.estimates.prompt_tokens(call.model, size)
+    completion = (call.request.token_limit or 0) * call.request.choices
     reservation = gateway.quotas.reserve(
         Ask(
             subject=principal.subject,
@@ -114,25 +112,12 @@ def admit(gateway: Gateway, principal: Principal, call: Call) -> Admission:
         gateway.metrics.requests.labels(gateway.fleet.label(call.model), principal.tenant, "rate_limited").inc()
         gateway.metrics.refused.labels(principal.tenant, reservation.refused.account, reservation.refused.limit).inc()
         raise _refusal(reservation, reservation.refused)
-    return Admission(principal, reservation, keep)
+    return Admission(principal, reservation, keep, size)
 
 
 def may_use(principal: Principal, *names: str) -> bool:
     """Whether the caller's models are not restricted, or have one of these names: a model's own, or an alias of it."""
     return principal.models is None or not principal.models.isdisjoint(names)
-
-
-def most_tokens(call: Call) -> tuple[int, int]:
-    """What the call may use at most: an estimate of its prompt, and all that it may generate."""
-    request = call.request
-    prompt = 0
-    if isinstance(request, ChatRequest):
-        for message in request.messages:
-            prompt += _tokens(message.text()) + MESSAGE_TOKENS
-    elif isinstance(request, CompletionRequest):
-        for part in request.prompts:
-            prompt += _tokens(part) + 1 if isinstance(part, str) else len(part)
-    return prompt, (request.token_limit or 0) * request.choices
 
 
 def limit_headers(reservation: Reservation) -> dict[str, str]:
@@ -151,11 +136,6 @@ def _answer_key(gateway: Gateway, principal: Principal, call: Call) -> str | Non
         return None
     salt = gateway.responses.salt(principal.cache_salt, share=principal.share_cache)
     return answer_key(salt, call.kind, call.body)
-
-
-def _tokens(text: str) -> int:
-    size = len(text) if text.isascii() else len(text.encode(errors="replace"))
-    return size // BYTES_PER_TOKEN
 
 
 def _add(headers: dict[str, str], what: str, standing: Standing | None) -> None:

@@ -17,6 +17,7 @@ from services.common.telemetry import configure_logging
 from services.gateway import pulse
 from services.gateway.accounts import open_accounts
 from services.gateway.drain import draining
+from services.gateway.estimate import Estimates
 from services.gateway.hold import Hold
 from services.gateway.identify import Identifier
 from services.gateway.ledger import Ledger, open_books
@@ -69,6 +70,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         process=process,
         quotas=Quotas(connection, process=process.id),
         prices=Prices(settings.prices),
+        estimates=Estimates(),
         responses=Responses(
             connection,
             ttl=settings.cache_ttl,

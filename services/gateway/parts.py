@@ -12,6 +12,7 @@ from services.cache.responses import Responses
 from services.cache.tapes import Tapes
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
+from services.gateway.estimate import Estimates
 from services.gateway.hold import Hold
 from services.gateway.identify import Identifier
 from services.gateway.ledger import Ledger
@@ -34,6 +35,7 @@ class Gateway:
     process: Process
     quotas: Quotas
     prices: Prices
+    estimates: Estimates
     responses: Responses
     fleet: Fleet
     hold: Hold

@@ -39,6 +39,8 @@ def settle(
 
 def _close_books(gateway: Gateway, call: Call, admission: Admission, spent: Spent, outcome: str) -> None:
     entry = _entry(gateway, call, admission, spent, outcome)
+    if entry.prompt_tokens:
+        gateway.estimates.learn(entry.model, admission.size, entry.prompt_tokens)
     answer = None
     if outcome == "ok" and admission.answer_key is not None:
         body = whole_answer(call, spent)
