@@ -58,9 +58,9 @@ def relay(trip: Trip, hold: Hold, leg: Leg | None, last: sse.Event | None = None
                 else:
                     return
     except (Broken, ApiError, TimeoutError, GreenletExit) as fault:
-        spent.outcome, event = _failed(fault, call)
-        if event is not None:
-            yield event
+        spent.outcome, ending = _failed(fault, call)
+        if ending is not None:
+            yield ending
 
 
 def _failed(fault: BaseException, call: Call) -> tuple[str, sse.Event | None]:

@@ -21,8 +21,8 @@ from tests.integration.gateway.conftest import RunningGateway, StartGateway, fre
 from tests.integration.gateway.scripts import hello, hello_stream
 from tests.unit.gateway.scripted_pod import Handler, scripted_pod
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-STREAMED = {**CHAT, "stream": True}
+CHAT: dict[str, object] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+STREAMED: dict[str, object] = {**CHAT, "stream": True}
 
 
 def readiness(gateway: RunningGateway) -> int:

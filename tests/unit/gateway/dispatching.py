@@ -102,7 +102,8 @@ class Dispatcher:
             reply = dispatch(self._gateway, self._principal, call, spent)
         except ApiError as error:
             return Dispatched(spent, error=error)
-        events, comments = [], []
+        events: list[bytes] = []
+        comments: list[bytes] = []
         try:
             for event in reply.events or ():
                 on_event(event)
@@ -118,7 +119,7 @@ class Dispatcher:
     def counted(self) -> tuple[float, float]:
         """The counters of retries and of resumed streams; those of all dispatchers of the process are one."""
         counters = (self.metrics.retries, self.metrics.resumes)
-        return tuple(counter.labels("m")._value.get() for counter in counters)  # type: ignore[return-value]
+        return tuple(counter.labels("m")._value.get() for counter in counters)
 
     def inflight(self) -> list[int]:
         """Calls in each pod."""

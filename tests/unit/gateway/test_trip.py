@@ -149,7 +149,7 @@ class TestOverload:
     def test_who_could_not_be_served_in_time_is_told_at_once_when_he_can(self, start: Start) -> None:
         pod = Serving()
         dispatcher = start(("m", pod))
-        dispatcher.fleet.queue_wait = lambda _model: 50.0  # type: ignore[method-assign]
+        dispatcher.fleet.queue_wait = lambda model: 50.0  # type: ignore[method-assign]  # noqa: ARG005
         error = dispatcher.ask({}, timeout=30).error
         assert isinstance(error, QueueFull)
         assert pod.bodies == []
@@ -158,12 +158,13 @@ class TestOverload:
 
     def test_a_queue_that_leaves_time_takes_the_request(self, start: Start) -> None:
         dispatcher = start(("m", Serving()))
-        dispatcher.fleet.queue_wait = lambda _model: 20.0  # type: ignore[method-assign]
+        dispatcher.fleet.queue_wait = lambda model: 20.0  # type: ignore[method-assign]  # noqa: ARG005
         assert dispatcher.ask({}, timeout=30).error is None
 
     def test_a_fallback_with_a_shorter_queue_takes_it(self, start: Start) -> None:
         dispatcher = start(("m", Serving()), ("b", Serving()), fallbacks={"m": ["b"]})
-        dispatcher.fleet.queue_wait = {"m": 50.0, "b": 0.0}.__getitem__  # type: ignore[method-assign]
+        waits = {"m": 50.0, "b": 0.0}
+        dispatcher.fleet.queue_wait = lambda model: waits[model]  # type: ignore[method-assign]
         assert dispatcher.ask({}).body["model"] == "b"
 
 
