@@ -1,0 +1,94 @@
+"""A gateway whose pods Kubernetes names, in its gevent worker, where the watch is a greenlet."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.integration.gateway.conftest import RunningGateway, StartGateway, until
+from tests.integration.gateway.scripts import hello
+from tests.unit.gateway.kubernetes_api import KubernetesApi, endpoint, endpoint_slice, kubernetes_api
+from tests.unit.gateway.scripted_pod import scripted_pod
+
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
+    """An API server that the gateway finds by KUBECONFIG, since no test runs in a pod."""
+    folder = tmp_path / "account"
+    folder.mkdir()
+    with kubernetes_api(folder) as running:
+        host = ":".join(running.environment.values())
+        config = {
+            "clusters": [
+                {"name": "c", "cluster": {"server": f"https://{host}", "certificate-authority": f"{folder}/ca.crt"}}
+            ],
+            "users": [{"name": "u", "user": {"tokenFile": f"{folder}/token"}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+        (tmp_path / "kubeconfig").write_text(json.dumps(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        yield running
+
+
+def put(api: KubernetesApi, name: str, url: str, **conditions: bool) -> None:
+    """Names a pod on loopback, in a slice of its own as each has another port."""
+    port = {"name": "http", "port": int(url.rpartition(":")[2]), "protocol": "TCP"}
+    api.put(endpoint_slice(name, endpoint("127.0.0.1", **conditions), ports=[port]))
+
+
+def chat(gateway: RunningGateway) -> httpx2.Response:
+    with gateway.client() as client:
+        return client.post("/v1/chat/completions", json=CHAT)
+
+
+def models(gateway: RunningGateway) -> list[str]:
+    with urllib.request.urlopen(f"{gateway.url}/readyz", timeout=5) as response:
+        found: list[str] = json.load(response)["models"]
+        return found
+
+
+def slow_looks(**settings: Any) -> dict[str, Any]:
+    """So that nothing but an event of the watch brings a new pod within the test's time."""
+    return {"upstream_poll_interval": 3600, "hold_timeout": 0.1, **settings}
+
+
+def test_pods_come_and_go_as_kubernetes_says(start_gateway: StartGateway, api: KubernetesApi) -> None:
+    with scripted_pod(hello) as first, scripted_pod(hello, model="n") as second:
+        put(api, "a", first)
+        gateway = start_gateway("k8s+http://models", **slow_looks())
+        assert chat(gateway).status_code == 200
+        put(api, "b", second)
+        until(lambda: models(gateway) == ["m", "n"])
+        put(api, "a", first, ready=False, serving=True, terminating=True)
+        until(lambda: models(gateway) == ["n"])
+        assert chat(gateway).status_code == 503
+        put(api, "a", first)
+        until(lambda: models(gateway) == ["m", "n"])
+        api.delete("b")
+        until(lambda: models(gateway) == ["m"])
+        assert chat(gateway).status_code == 200
+
+
+def test_an_api_server_that_restarts_takes_no_pod_away(start_gateway: StartGateway, api: KubernetesApi) -> None:
+    with scripted_pod(hello) as first, scripted_pod(hello, model="n") as second:
+        put(api, "a", first)
+        gateway = start_gateway("k8s+http://models", **slow_looks())
+        api.await_request(watch="true")
+        api.stop()
+        until(lambda: "EndpointSlices not watched" in gateway.log.read_text())
+        assert all(chat(gateway).status_code == 200 for _ in range(5))
+        put(api, "b", second)
+        api.let_in("token-2")
+        api.forget()
+        api.start()
+        until(lambda: models(gateway) == ["m", "n"])
+        assert api.token not in gateway.log.read_text()
