@@ -49,8 +49,8 @@ def test_a_write_that_is_sent_again_is_answered_the_same_and_not_done_again(
     assert first.status_code in (200, 201), first.text
     assert (again.status_code, again.get_json()) == (first.status_code, first.get_json())
     assert again.headers["Cache-Control"] == "no-store"
-    assert again.headers["Idempotent-Replayed"] == "true"
-    assert "Idempotent-Replayed" not in first.headers
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert "Idempotency-Replayed" not in first.headers
     assert len(accounts.audit.entries()) == 1
 
 
@@ -83,7 +83,8 @@ def test_the_same_key_for_another_request_is_a_conflict(
     if path == "/admin/users":
         assert answer.status_code == 400, "the body is looked at first"
         return
-    assert (answer.status_code, answer.get_json()["error"]["param"]) == (409, "Idempotency-Key")
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (409, "idempotency_key_reused")
+    assert answer.get_json()["error"]["param"] == "Idempotency-Key"
 
 
 def test_the_same_key_of_another_actor_is_another_one(

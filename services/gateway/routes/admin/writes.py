@@ -20,12 +20,12 @@ from typing import Any
 from cryptography.fernet import Fernet
 from flask import Response, g, jsonify, request
 
-from services.common.errors import Conflict, InvalidRequest
+from services.common.errors import Conflict, IdempotencyMismatch, InvalidRequest
 from services.gateway.accounts.tables import unix_now
 from services.gateway.routes.admin.desk import Desk, me
 
 HEADER = "Idempotency-Key"
-REPLAYED = "Idempotent-Replayed"
+REPLAYED = "Idempotency-Replayed"
 KEPT = 86_400
 """Seconds that an answer is kept."""
 
@@ -55,7 +55,7 @@ def write(desk: Desk, perform: Callable[[], Written]) -> Response:
     """Performs a write, once. `perform` runs in the transaction, where nothing may wait for anything but the database.
 
     Raises:
-        Conflict: the Idempotency-Key was used for something else.
+        IdempotencyMismatch: the Idempotency-Key was used for something else.
     """
     slot = _Slot.of(desk)
     try:
@@ -125,13 +125,13 @@ class _Slot:
         """The answer that was given, None when there was none within the time.
 
         Raises:
-            Conflict: it was given to another request.
+            IdempotencyMismatch: it was given to another request.
         """
         kept = self.desk.accounts.answers.find(self.identity)
         if kept is None:
             return None
         if kept.fingerprint != self.fingerprint:
-            raise Conflict(f"This {HEADER} was used for another request.", param=HEADER)
+            raise IdempotencyMismatch(f"This {HEADER} was used for another request.", param=HEADER)
         response = _response(json.loads(self.seal.decrypt(kept.body)), kept.status)
         response.headers[REPLAYED] = "true"
         return response
