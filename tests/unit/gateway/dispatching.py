@@ -20,6 +20,7 @@ from services.gateway.dispatch import dispatch
 from services.gateway.hold import Hold
 from services.gateway.identify import Principal
 from services.gateway.parts import Gateway
+from services.gateway.upstreams.breaker import Rules
 from services.gateway.upstreams.discover import Fleet
 from services.gateway.upstreams.resolve import Source
 
@@ -58,6 +59,8 @@ class Dispatcher:
     Args:
         hold_timeout: seconds that a call waits for a pod where none is ready.
         fallbacks: as the setting says.
+        models: those that the caller may use, None for all.
+        rules: of the pods' circuits.
     """
 
     def __init__(
@@ -67,9 +70,10 @@ class Dispatcher:
         hold_max: int = 10,
         fallbacks: dict[str, list[str]] | None = None,
         models: frozenset[str] | None = None,
+        rules: Rules = Rules(),  # noqa: B008  # frozen
     ) -> None:
         self.metrics = GatewayMetrics(CollectorRegistry())
-        self.fleet = Fleet(Source(urls), interval=1, metrics=self.metrics, rng=_First())
+        self.fleet = Fleet(Source(urls), interval=1, metrics=self.metrics, rules=rules, rng=_First())
         self.fleet.look()
         for number, pod in enumerate(self.fleet.upstreams):
             pod.inflight = 100 * number

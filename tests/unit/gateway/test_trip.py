@@ -149,7 +149,7 @@ class TestOverload:
     def test_who_could_not_be_served_in_time_is_told_at_once_when_he_can(self, start: Start) -> None:
         pod = Serving()
         dispatcher = start(("m", pod))
-        dispatcher.fleet.queue_wait = lambda model: 50.0  # type: ignore[method-assign]  # noqa: ARG005
+        dispatcher.fleet.queue_wait = lambda model: 50.0  # type: ignore[method-assign]
         error = dispatcher.ask({}, timeout=30).error
         assert isinstance(error, QueueFull)
         assert pod.bodies == []
@@ -158,7 +158,7 @@ class TestOverload:
 
     def test_a_queue_that_leaves_time_takes_the_request(self, start: Start) -> None:
         dispatcher = start(("m", Serving()))
-        dispatcher.fleet.queue_wait = lambda model: 20.0  # type: ignore[method-assign]  # noqa: ARG005
+        dispatcher.fleet.queue_wait = lambda model: 20.0  # type: ignore[method-assign]
         assert dispatcher.ask({}, timeout=30).error is None
 
     def test_a_fallback_with_a_shorter_queue_takes_it(self, start: Start) -> None:
