@@ -1,5 +1,7 @@
 """The inference pods as the gateway sees them: which there are, which one to take, how to talk to one.
 
-`resolve` knows their URLs, `discover` looks at each and keeps the picture fresh, `choose` is pure arithmetic over it,
-`exchange` is one HTTP exchange with one pod. Knows nothing of callers, quotas or caches.
+`resolve` and `slices` know where they are, `look` asks one how it is, `discover` keeps the picture fresh, `upstream` is
+a pod and one request's stay at it. Pure arithmetic over the picture: `choose`, `affinity`, `breaker`, `budget` and
+`outlook`.
+`exchange` is one HTTP exchange with one pod, `http1` its bytes. Knows nothing of callers, quotas or caches.
 """

@@ -61,6 +61,8 @@ class Upstream:
         self._report: Report | None = None
         self._reported_at = -STALE
         self._inflight_then = 0
+        self._others = 0
+        """Requests of other gateways in it, when it last said."""
         self._pace = 0.0
         self._last_end: float | None = None
 
@@ -79,6 +81,7 @@ class Upstream:
         report = read_report(value)
         if report is not None:
             self._report, self._reported_at, self._inflight_then = report, now, self.inflight
+            self._others = max(0, report.waiting + (report.running or 0) - self.inflight)
 
     def report(self, now: float) -> Report | None:
         """What it last said of its load, None when that is too old."""
@@ -91,12 +94,8 @@ class Upstream:
         return None if report is None else report.waiting
 
     def load(self, now: float) -> int:
-        """Requests in it: by its own word, of all gateways, and those sent from here since; else those from here."""
-        report = self.report(now)
-        if report is None:
-            return self.inflight
-        reported = report.waiting + (report.running or 0)
-        return max(self.inflight, reported + self.inflight - self._inflight_then)
+        """Requests in it: those from here, and by its own word those of other gateways."""
+        return self.inflight + self._others if now - self._reported_at < STALE else self.inflight
 
     def queue_wait(self, now: float) -> float:
         """Seconds that a request which comes now will be in its queue; 0 where nobody waits or nothing is known."""
