@@ -87,7 +87,8 @@ def _rest(
     """What the client still lacks after `last`, where its pod has failed by `fault`; comments while it waits for one.
 
     Raises:
-        Broken: `fault`, as nobody can go on: the pod sent no notes, or no other pod is left.
+        Broken: `fault`, as nobody can go on: the pod sent no notes, no other pod is left, or there are several choices
+            and it was another gateway that relayed them.
         ApiError: the client has nothing yet, and no pod takes the call.
         DeadlineExceeded: no pod took the call in time.
         ClientGone: the client hung up meanwhile.
@@ -102,7 +103,7 @@ def _rest(
     if last is None:
         events = (yield from hold.leg(trip)).events()
         return events if several is None else several.watch(events)
-    if not spent.prompt_tokens:
+    if not spent.prompt_tokens or (several is not None and not several.begun):
         raise fault
     data = last.data or b""
     chunk = json.loads(data)

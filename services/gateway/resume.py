@@ -49,6 +49,11 @@ class Choices:
         self._opened = [False] * count
         self._finished = [False] * count
 
+    @property
+    def begun(self) -> bool:
+        """Whether any of it was seen here."""
+        return any(self._opened)
+
     def watch(self, events: Iterator[sse.Event]) -> Iterator[sse.Event]:
         """The events, each noted down on its way to the client."""
         for event in events:
