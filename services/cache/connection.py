@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hiredis import pack_command
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection
 from redis.exceptions import (
     BusyLoadingError,
     ConnectionError,
@@ -57,7 +57,8 @@ class Connection:
         self._redis = Redis.from_url(
             url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 1)
         )
-        self._idle: list[AbstractConnection] = []
+        self._idle: list[Any] = []
+        """Connections of redis-py, whose methods have no types."""
         self._pause = pause
         self._clock = clock
         self._retry_at: float | None = None
@@ -113,18 +114,20 @@ class Connection:
         self._redis.close()
 
     def _exchange(self, script: Script, *args: str | int | bytes) -> Any:
+        command: Any = ("EVALSHA", script.sha, *args)
+        link: Any
         try:
             link, fresh = self._idle.pop(), False
         except IndexError:
             link, fresh = self._redis.connection_pool.make_connection(), True
         # Each command below closes the link itself where it fails, so that nobody reads a late answer to another's.
         try:
-            link.send_command("EVALSHA", script.sha, *args, check_health=False)
+            link.send_packed_command([pack_command(command)], check_health=False)
             return link.read_response()
         except NoScriptError:  # the server is new
             link.send_command("SCRIPT", "LOAD", script.text)
             link.read_response()
-            link.send_command("EVALSHA", script.sha, *args)
+            link.send_command(*command)
             return link.read_response()
         except ConnectionError:
             if fresh:

@@ -68,7 +68,7 @@ def _kept_headers(error: HTTPException) -> dict[str, str]:
 
 def _open() -> None:
     # Flask's proxies look their object up at each access, which a request does here often enough to feel it.
-    found: _AppCtxGlobals = g._get_current_object()  # type: ignore[attr-defined]
+    found: _AppCtxGlobals = g._get_current_object()
     sent = request.environ
     found.started = time.monotonic()
     found.request_id = accept_request_id(sent.get(REQUEST_ID_VARIABLE))
@@ -78,7 +78,7 @@ def _open() -> None:
 
 
 def _close(metrics: HttpMetrics, response: Response) -> Response:
-    found: _AppCtxGlobals = g._get_current_object()  # type: ignore[attr-defined]
+    found: _AppCtxGlobals = g._get_current_object()
     asked: Request = request._get_current_object()  # type: ignore[attr-defined]
     response.headers[REQUEST_ID_HEADER] = found.request_id
     if asked.path not in PROBES:

@@ -96,6 +96,6 @@ def stream(reply: Reply, frame: Callable[[sse.Event], bytes]) -> Response:
 def finish(response: Response, reply: Reply) -> Response:
     """Adds the reply's headers, and closes it when the last byte has gone or the client has."""
     response.status_code = reply.status
-    response.headers.update(reply.headers)
+    response.headers.extend(reply.headers)  # none of them is there yet, so that none need be looked for
     response.call_on_close(reply.close)
     return response
