@@ -162,7 +162,7 @@ class Reaper:
                     "call": lease.id,
                     "request_id": lease.request_id,
                     "outcome": outcome,
-                    "process": lease.process,
+                    "gateway": lease.process,
                     "tokens": used.tokens,
                 },
             )
