@@ -24,6 +24,8 @@ class Lease:
 
     id: str
     process: str
+    receipt: str
+    """What it holds of which counters, as admit.lua says it."""
     request_id: str
     tenant: str
     tenant_id: str
@@ -34,13 +36,12 @@ class Lease:
     deadline_ms: int
     flight_key: str
     flight: str
-    receipt: str
 
     @classmethod
     def of(cls, process: str, call: bytes, value: bytes) -> Lease:
         """The lease as admit.lua wrote it."""
         facts, _, receipt = value.decode().rpartition("\n")
-        return cls(call.decode(), process, *from_json(facts), receipt)
+        return cls(call.decode(), process, receipt, *from_json(facts))
 
 
 class Quotas:
@@ -111,7 +112,8 @@ class Quotas:
             return False
         counts = (used.tokens, used.micros, used.held_ms)
         flight = (ask.flight_key or "", ask.flight or ask.id)
-        args = (ask.id, self.process, reservation.receipt, *counts, *flight, *(answer or NO_ANSWER), *entry)
+        held = (ask.id, self.process, reservation.receipt)
+        args = [*held, *counts, *flight, *(answer or NO_ANSWER), *entry]
         try:
             return bool(self._connection.run(self._settle, (), args))
         except CacheDown:
@@ -123,7 +125,7 @@ class Quotas:
         Raises:
             CacheDown: Redis is not reachable.
         """
-        found = self._connection.reach(lambda redis: redis.hgetall(f"forebay:leases:{process}"))
+        found: dict[Any, Any] = self._connection.reach(lambda redis: redis.hgetall(f"forebay:leases:{process}"))
         return [Lease.of(process, call, value) for call, value in found.items()]
 
     def settle_orphan(self, lease: Lease, used: Used, entry: Sequence[str]) -> bool:
@@ -134,7 +136,7 @@ class Quotas:
         """
         counts = (used.tokens, used.micros, used.held_ms)
         flight = (lease.flight_key, lease.flight)
-        args = (lease.id, lease.process, lease.receipt, *counts, *flight, *NO_ANSWER, *entry)
+        args = [lease.id, lease.process, lease.receipt, *counts, *flight, *NO_ANSWER, *entry]
         return bool(self._connection.run(self._settle, (), args))
 
 
