@@ -14,6 +14,7 @@ gunicorn alone refuses at once, and waits for connections that only lie idle as 
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import struct
 import time
@@ -31,8 +32,9 @@ log = logging.getLogger("forebay.drain")
 IDLE = 0.5
 """Seconds without a byte after which a connection that is to be closed is taken to be idle."""
 LOOK = 0.1
-CUT_IN = 2
-"""Seconds after the grace in which requests that were cut say so to their clients and are settled."""
+CUT_IN = 5
+"""Seconds after the grace in which requests that were cut say so to their clients and are settled, and the ledger gets
+what it can take."""
 
 _begun = False
 
@@ -44,7 +46,7 @@ def draining() -> bool:
 
 def longest(settings: GatewaySettings) -> int:
     """Seconds from SIGTERM to the end of the process, at most."""
-    return int(settings.drain_delay + settings.shutdown_grace) + CUT_IN + 1
+    return math.ceil(settings.drain_delay + settings.shutdown_grace) + CUT_IN
 
 
 class Worker(GeventWorker):  # type: ignore[misc]
