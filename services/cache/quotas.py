@@ -113,7 +113,7 @@ class Quotas:
         counts = (used.tokens, used.micros, used.held_ms)
         flight = (ask.flight_key or "", ask.flight or ask.id)
         held = (ask.id, self.process, reservation.receipt)
-        args = [*held, *counts, *flight, *(answer or NO_ANSWER), *entry]
+        args: list[str | int | bytes] = [*held, *counts, *flight, *(answer or NO_ANSWER), *entry]
         try:
             return bool(self._connection.run(self._settle, (), args))
         except CacheDown:
@@ -136,7 +136,8 @@ class Quotas:
         """
         counts = (used.tokens, used.micros, used.held_ms)
         flight = (lease.flight_key, lease.flight)
-        args = [lease.id, lease.process, lease.receipt, *counts, *flight, *NO_ANSWER, *entry]
+        held = (lease.id, lease.process, lease.receipt)
+        args: list[str | int | bytes] = [*held, *counts, *flight, *NO_ANSWER, *entry]
         return bool(self._connection.run(self._settle, (), args))
 
 
