@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.gateway.pod import MODEL
 from forebay import spawn
@@ -29,6 +30,17 @@ LAST_WISH = 15.0
 POLL = 0.05
 PLENTY = 1_000_000_000
 """A limit that is counted and never reached."""
+LIMITS = {
+    "requests_per_minute": PLENTY,
+    "tokens_per_minute": PLENTY,
+    "concurrent": 100_000,
+    "tokens_per_day": PLENTY,
+    "tokens_per_month": PLENTY,
+    "micros_per_day": PLENTY,
+    "micros_per_month": PLENTY,
+}
+"""All that an account can have, so that each is counted."""
+PRICES = {MODEL: {"input": 0.5, "cached_input": 0.05, "output": 1.5}}
 
 
 class Failed(Exception):
@@ -120,22 +132,42 @@ def forebay(place: Place, *, workers: int = 1) -> Iterator[Server]:
         "jwt_secret": secrets.token_hex(32),
         "key_secret": secrets.token_hex(32),
         "request_timeout": 600,
-        "requests_per_minute": PLENTY,
-        "tokens_per_minute": PLENTY,
+        "prices": json.dumps(PRICES),
     }
     environment = {f"FOREBAY_{name.upper()}": str(value) for name, value in settings.items()}
-    key = _demo_key(environment, home)
+    password = _bootstrap(environment, home)
     argv = [sys.executable, "-m", "gunicorn", "-c", "python:services.gateway.gunicorn_conf"]
     with _running(f"forebay-{workers}", argv, environment, place.cores.proxy, place.folder) as process:
-        server = Server(f"http://127.0.0.1:{port}", key, process.pid)
+        url = f"http://127.0.0.1:{port}"
+        _until(process, lambda: _listens(port))
+        server = Server(url, _make_key(url, password), process.pid)
         _until(process, lambda: _answers(server))
         yield server
 
 
-def _demo_key(environment: Mapping[str, str], home: Path) -> str:
+def _bootstrap(environment: Mapping[str, str], home: Path) -> str:
+    """Makes the database; the admin's password."""
     command = [sys.executable, "-m", "services.gateway.bootstrap", "--key-file", str(home / "demo.key")]
     made = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, check=True, cwd=ROOT)
-    return str(json.loads(made.stdout)["demo_key"])
+    return str(json.loads(made.stdout)["admin_password"])
+
+
+def _make_key(url: str, password: str) -> str:
+    """A key with all limits, of a tenant with all limits."""
+    token = str(_post(f"{url}/login", {"username": "admin", "password": password})["access_token"])
+    _post(f"{url}/admin/tenants", {"name": "bench", **LIMITS}, token)
+    made = _post(f"{url}/admin/keys", {"tenant": "bench", "name": "bench", "models": [MODEL], **LIMITS}, token)
+    return str(made["key"])
+
+
+def _post(url: str, body: dict[str, Any], key: str = "") -> dict[str, Any]:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return dict(json.load(response))
+    except urllib.error.HTTPError as error:
+        raise Failed(f"{url} answers {error.code}: {error.read().decode(errors='replace')}") from None
 
 
 @contextmanager
@@ -245,11 +277,8 @@ def _listens(port: int) -> bool:
 
 def _answers(server: Server) -> bool:
     """Whether a first chat is answered."""
-    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "Are you there?"}]}).encode()
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {server.key}"}
-    request = urllib.request.Request(f"{server.url}/v1/chat/completions", body, headers)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Are you there?"}]}
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
-            return bool(json.load(response)["choices"])
-    except (OSError, urllib.error.HTTPError):
+        return bool(_post(f"{server.url}/v1/chat/completions", body, server.key)["choices"])
+    except (OSError, Failed):
         return False
