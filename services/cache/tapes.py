@@ -124,7 +124,7 @@ class Tapes:
             CacheDown: Redis is not reachable.
         """
         start = b"(" + after if after else b"-"
-        rows = self._connection.reach(lambda redis: redis.xrange(key, min=start))
+        rows: Any = self._connection.reach(lambda redis: redis.xrange(key, min=start))
         return [(identity, read_entry(fields)) for identity, fields in rows]
 
     def follow(self, key: str, last: bytes) -> Follower:
@@ -259,7 +259,7 @@ class Tapes:
             self._stopped.wait(FLUSH_INTERVAL)
 
     def _hear(self) -> None:
-        subscription = self._connection.reach(lambda redis: redis.pubsub(ignore_subscribe_messages=True))
+        subscription: Any = self._connection.reach(_subscription)
         try:
             subscription.subscribe(_channel(self.process))
             while not self._stopped.is_set():
@@ -272,6 +272,10 @@ class Tapes:
 
 def _read_news(places: dict[Any, Any], redis: Redis) -> list[Any]:
     return list(redis.xread(places, block=BLOCK_MS) or ())
+
+
+def _subscription(redis: Any) -> Any:
+    return redis.pubsub(ignore_subscribe_messages=True)
 
 
 def _channel(process: str) -> str:

@@ -3,7 +3,7 @@
 What can be there, in the order in which it is looked for:
 
 - a stream of which the client has a part (`rejoin.reconnect`, by `Last-Event-ID`);
-- the answer to the same request sent before (`rejoin.repeat`, by `Idempotency-Key`);
+- the answer to the same request sent before (`idempotency`, by `Idempotency-Key`);
 - the exact answer to the same deterministic request, kept (`exact`), which `admit` has fetched;
 - the same answer, which another call is getting just now (`follow`, `flights`).
 
@@ -19,7 +19,8 @@ from services.gateway.identify import Principal
 from services.gateway.parts import Gateway
 from services.gateway.recall.exact import replay, whole_answer
 from services.gateway.recall.follow import follow
-from services.gateway.recall.rejoin import reconnect, record, repeat
+from services.gateway.recall.idempotency import repeat
+from services.gateway.recall.rejoin import reconnect, record
 
 __all__ = ["recall", "seal", "whole_answer"]
 

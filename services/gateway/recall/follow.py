@@ -21,7 +21,7 @@ from services.gateway.recall.exact import chunks, replay, text_of, whole_answer
 from services.gateway.recall.flights import TTL, flight_tape
 from services.gateway.recall.playback import Playback, events_of
 from services.gateway.recall.record import ERROR
-from services.gateway.relay import CHOICES
+from services.gateway.resume import CHOICES
 
 
 @dataclass
@@ -147,6 +147,8 @@ def _stream(
                 return
             entry = following.next()
         following.playback.close()
+        if last is not None and call.request.choices > 1:
+            raise UpstreamUnavailable("A stream of several choices can't be gone on with.")
         spent.recalled, spent.given = None, spent.completion_tokens
         following.take_over(following.playback)
         rest = resume(gateway, principal, call, spent, last)

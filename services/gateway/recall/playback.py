@@ -57,6 +57,12 @@ class Playback:
         self.begin = next((entry for _, entry in reversed(rows) if isinstance(entry, Begin)), None)
         self.begins = bool(rows) and isinstance(rows[0][1], Begin)
         """Whether the tape is there, from its beginning on."""
+        batches = [entry for entry in self._entries if isinstance(entry, Batch)]
+        self.empty = not batches
+        self.noted = any(batch.prompt_tokens for batch in batches)
+        """Whether the writer's pod told the tokens of what is there."""
+        self.cut = bool(rows) and isinstance(rows[-1][1], End) and rows[-1][1].outcome not in WHOLE
+        """Whether the last writer has ended before the answer had. These three as it was at first."""
         self._follower = self._tapes.follow(key, rows[-1][0] if rows else b"")
         self._watch = HangupWatch(call.client, self._hung_up) if call.client is not None else None
 
@@ -149,10 +155,10 @@ class Playback:
 
 def events_of(batch: Batch) -> Iterator[sse.Event]:
     """A batch as a pod would have sent it: the note about all of it stands before its first event."""
-    note = {"token_ids": batch.tokens, "completion_tokens": batch.completion_tokens}
+    first: dict[str, int | array[int]] | None = None
     if batch.prompt_tokens:
-        note["prompt_tokens"] = batch.prompt_tokens
-    first: dict[str, int | array[int]] | None = note
+        counts = {"prompt_tokens": batch.prompt_tokens, "completion_tokens": batch.completion_tokens}
+        first = {**counts, "token_ids": batch.tokens}
     for data in batch.events:
         yield sse.Event(data, first)
         first = None

@@ -1,27 +1,17 @@
-"""Coming back to an answer of one's own: by the last event that one has of a stream, or by a key of idempotency.
-
-Both find the tape of an earlier run, and are given what stands on it, what still comes, and where that run was cut,
-because its client hung up or its gateway died, the rest, generated from the tokens on the tape.
+"""Coming back for an answer that is on tape: what stands there, what still comes, and where the run was cut, because
+its client hung up or its gateway died, the rest, generated from the tokens on the tape.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import json
 import re
 import time
 from dataclasses import replace
 
 from services.cache.connection import CacheDown
-from services.cache.tape import tape_key
-from services.common.errors import (
-    IdempotencyMismatch,
-    InvalidRequest,
-    NotFound,
-    StreamMismatch,
-    UpstreamUnavailable,
-)
+from services.common.errors import NotFound, StreamMismatch, UpstreamUnavailable
 from services.gateway.call import Call, Reply, Spent
 from services.gateway.identify import Principal
 from services.gateway.parts import Gateway
@@ -32,12 +22,16 @@ from services.gateway.recall.record import Recording
 FIRST_WRITE = 0.25
 """Seconds in which a client may be back before its first events are on tape."""
 _EVENT_ID = re.compile(r"([0-9a-f]{28}):([0-9]{1,9})", re.ASCII)
-_KEY = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?", re.ASCII)
 
 
 def record(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -> None:
-    """Numbers the stream and keeps it for `stream_replay_ttl`, so that its client may come back for the rest."""
-    spent.recording = _recording(gateway, principal, call, spent, name=call.id, ttl=gateway.settings.stream_replay_ttl)
+    """Numbers the stream and keeps it for `stream_replay_ttl`, so that its client may come back for the rest. One of
+    several choices is not numbered: the tape has no room for the tokens of each."""
+    if call.request.choices > 1:
+        return
+    spent.recording = recording_of(
+        gateway, principal, call, spent, name=call.id, ttl=gateway.settings.stream_replay_ttl
+    )
     spent.recording.write()
 
 
@@ -56,7 +50,7 @@ def reconnect(gateway: Gateway, principal: Principal, call: Call, spent: Spent) 
     if match is None:
         raise unknown
     name, number = match[1], int(match[2])
-    recording = _recording(gateway, principal, call, spent, name=name, ttl=gateway.settings.stream_replay_ttl)
+    recording = recording_of(gateway, principal, call, spent, name=name, ttl=gateway.settings.stream_replay_ttl)
     try:
         playback = Playback(gateway, call, recording.key, None)
         if not playback.begins:
@@ -75,50 +69,13 @@ def reconnect(gateway: Gateway, principal: Principal, call: Call, spent: Spent) 
         playback.close()
         spent.recalled, spent.outcome = "replayed", "cached"
         return Reply(body=b"", status=204)
-    reply = _come_back(gateway, principal, call, spent, recording, playback=playback, number=number)
+    reply = come_back(gateway, principal, call, spent, recording, playback=playback, number=number)
     if reply is None:
         raise unknown
     return reply
 
 
-def repeat(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -> Reply | None:
-    """The answer of the first request with this `Idempotency-Key` of the same subject, if this is not the first.
-
-    Raises:
-        InvalidRequest: the key has not the form of one.
-        IdempotencyMismatch: it named another request before.
-    """
-    key = call.idempotency_key or ""
-    if _KEY.fullmatch(key) is None:
-        raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters.", param="Idempotency-Key")
-    ttl = gateway.settings.idempotency_ttl
-    named = hmac.new(principal.cache_salt.encode(), f"{principal.subject}\n{key}".encode(), hashlib.sha256).hexdigest()
-    digest = _digest(call)
-    value = f"{digest} {call.id} {gateway.tapes.process}"
-    try:
-        first = gateway.connection.reach(
-            lambda redis: redis.set(f"forebay:idempotency:{named}", value, nx=True, get=True, ex=ttl)
-        )
-        if first is None:
-            spent.recording = _recording(gateway, principal, call, spent, name=call.id, ttl=ttl)
-            spent.recording.write()
-            return None
-        before, name, process = first.decode().split()
-        if before != digest:
-            raise IdempotencyMismatch(
-                "This Idempotency-Key was used with another request body.", param="Idempotency-Key"
-            )
-        playback = Playback(gateway, call, tape_key(principal.cache_salt, name), (name, process))
-    except CacheDown:
-        return None
-    recording = _recording(gateway, principal, call, spent, name=name, ttl=ttl)
-    reply = _come_back(gateway, principal, call, spent, recording, playback=playback, number=0)
-    if reply is not None:
-        reply.headers["Idempotency-Replayed"] = "true"
-    return reply
-
-
-def _come_back(
+def come_back(
     gateway: Gateway,
     principal: Principal,
     call: Call,
@@ -130,10 +87,10 @@ def _come_back(
 ) -> Reply | None:
     """What stands on the tape after this event, and what comes; None where the call is to begin it anew."""
     if playback.begin is not None:
-        spent.seed = playback.begin.seed
-        if playback.begin.model != call.model:  # an alias stood for this one then
-            call = _for_model(call, playback.begin.model)
-            spent.model, spent.cacheable = call.model, False
+        spent.seed, spent.model = playback.begin.seed, playback.begin.model
+        if spent.model != call.model:  # an alias stood for this one then, or another took its place
+            call = _for_model(call, spent.model)
+            spent.cacheable = False
     recording.skip(number)
     spent.recording = recording
 
@@ -148,11 +105,14 @@ def _come_back(
     return read(gateway, principal, call, spent, following)
 
 
-def _recording(gateway: Gateway, principal: Principal, call: Call, spent: Spent, *, name: str, ttl: float) -> Recording:
-    return Recording(gateway, principal, call, spent, name=name, request=_digest(call), ttl=ttl)
+def recording_of(
+    gateway: Gateway, principal: Principal, call: Call, spent: Spent, *, name: str, ttl: float
+) -> Recording:
+    """The tape `name` of the tenant, for what the call asks."""
+    return Recording(gateway, principal, call, spent, name=name, request=digest_of(call), ttl=ttl)
 
 
-def _digest(call: Call) -> str:
+def digest_of(call: Call) -> str:
     """Names what the client asked: the body, with the model as it was written."""
     asked = {**call.body, "model": call.asked_model or call.model}
     canonical = json.dumps([call.kind, asked], sort_keys=True, separators=(",", ":"), ensure_ascii=False)

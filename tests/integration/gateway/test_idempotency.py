@@ -147,6 +147,21 @@ def test_what_died_with_its_gateway_is_brought_to_its_end_by_the_retry(
         assert len(pod.bodies) == 2
 
 
+def test_what_was_cut_of_several_choices_is_made_anew(start_gateway: StartGateway) -> None:
+    pod = Counting(pause_at=4)
+    with scripted_pod(pod) as url:
+        gateway = start_gateway(url)
+        body = {**drawn(6, stream=True), "n": 2}
+        with pytest.raises(httpx2.ReadTimeout), gateway.client() as client:
+            client.post(CHAT, json=body, headers={"Idempotency-Key": "cut"}, timeout=0.5)
+        assert pod.left.wait(30)
+        pod.go_on.set()
+        once, again = post(gateway, body, "cut"), post(gateway, body, "cut")
+        assert said(once) == words(6)
+        assert again.text == once.text
+        assert len(pod.bodies) == 2
+
+
 def test_the_key_of_another_tenant_is_another(start_gateway: StartGateway) -> None:
     pod = Counting()
     with scripted_pod(pod) as url:
