@@ -14,16 +14,20 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from bench.engine.rows import Row, judge, table
-from bench.gateway import servers
+from bench.gateway import servers, steps
 from bench.gateway.measures import JOBS
-from bench.gateway.rows import ROWS
+from bench.gateway.rows import PROXIED, ROWS
 from bench.gateway.servers import RIVALS, ROOT, Cores, Failed, Place
 from bench.machine import QUIET, Others, processor
+
+PROFILED = {PROXIED: ("cpu", 2.0), "hits": ("cpu", 2.0), "streams": ("cpu_per_chunk", 8.0)}
+"""Jobs whose time is looked into, where their results say what it is, and seconds until their load is there."""
 
 
 def main() -> int:
@@ -33,6 +37,9 @@ def main() -> int:
     folder = options.json.resolve().parent / "gateway"
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        if options.profile:
+            profile(options.seconds, folder)
+            return 0
         results, failures = measure(chosen, options.rounds, options.seconds, folder)
     except Failed as failure:
         print(failure, file=sys.stderr)
@@ -72,6 +79,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, default=Path("build/bench/gateway.json"), help="where the figures go")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured")
     parser.add_argument("--seconds", type=float, default=5.0, help="how long each round loads a server")
+    parser.add_argument("--profile", action="store_true", help="say where the time goes instead, step by step")
     options = parser.parse_args()
     if options.rounds < 1 or options.seconds < 1:
         parser.error("--rounds and --seconds must be at least 1")
@@ -105,6 +113,23 @@ def measure(chosen: list[Row], rounds: int, seconds: float, folder: Path) -> tup
                 result["runs"].append(run)
                 result["others"] = max(result["others"], others.share())
     return results, failures
+
+
+def profile(seconds: float, folder: Path) -> None:
+    """Prints what each step of a request and of a chunk takes.
+
+    Raises:
+        Failed: py-spy is not installed, or a server does not start.
+    """
+    cores = Cores.of_this_machine()
+    with servers.valkey(cores, folder) as redis, servers.pod(cores, folder) as pod, ThreadPoolExecutor(1) as aside:
+        for name, (cost, settle) in PROFILED.items():
+            with JOBS[name].start(Place(cores, folder, pod, redis)) as server:
+                run = JOBS[name].measure(server, cores, seconds)
+                load = aside.submit(JOBS[name].measure, server, cores, 3 * seconds)
+                found = steps.record(server, seconds, settle=settle)
+                load.result()
+            print(f"\n{name}\n{steps.table(found, run[cost] * 1e6)}", flush=True)
 
 
 def draw(figures: Path) -> None:

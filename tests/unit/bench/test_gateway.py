@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench.engine.rows import judge
-from bench.gateway import pod
+from bench.gateway import pod, steps
 from bench.gateway.measures import JOBS
 from bench.gateway.rows import ROWS, added, held, least, most
 from bench.machine import Others, cpu_seconds, family, memory
@@ -52,6 +52,25 @@ def test_a_row_whose_rival_is_not_installed_says_so() -> None:
     verdict = judge(row, {}, {"litellm-32": "not installed"})
     assert verdict.met is None
     assert verdict.reason == "litellm-32: not installed"
+
+
+def test_a_sample_belongs_to_the_step_whose_frame_it_has_and_waiting_threads_to_none() -> None:
+    below = "AsyncWorker.handle (gunicorn/workers/base_async.py:98);Flask.wsgi_app (flask/app.py:1511)"
+    samples = [
+        f"{below};settle (services/gateway/settle.py:23);Quotas.settle (services/cache/quotas.py:94) 3",
+        f"{below};settle (services/gateway/settle.py:23);_entry (services/gateway/settle.py:70) 2",
+        f"{below};Flask.preprocess_request (flask/app.py:1271) 4",
+        "AsyncWorker.handle (gunicorn/workers/base_async.py:98) 1",
+        "_WorkerGreenlet.run (gevent/threadpool.py:9);acquire_with_timeout (gevent/_threading.py:33) 90",
+    ]
+    found = steps.sort(samples)
+    assert found == {
+        "settle: exchange with Redis": 3,
+        "settle: entry, metrics, answer to keep": 2,
+        "Flask, Werkzeug": 4,
+        "gunicorn: the rest": 1,
+    }
+    assert steps.table(found, 500).splitlines()[0].split() == ["Flask,", "Werkzeug", "200", "us"]
 
 
 def ask_pod(body: dict[str, Any]) -> tuple[Response, bytes]:
