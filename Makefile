@@ -17,7 +17,7 @@ GATEWAY_RIVALS := build/bench/gateway-venv/.installed
 PYTEST := $(VENV)/bin/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit lint format docs dashboards k8s bench bench-front bench-engine bench-rivals bench-gateway \
+.PHONY: help run test test-unit lint format docs dashboards k8s bench bench-front bench-tape bench-engine bench-rivals bench-gateway \
         bench-gateway-rivals constraints clean \
         images images-lint compose-secrets chart-docs chart-tools chart-test chart-run
 
@@ -80,6 +80,9 @@ bench-front: $(RUNTIME) ## measure /healthz and the way of each token to its soc
 
 bench-engine: $(RUNTIME) ## measure the engine beside its rivals, with goals (OPTIONS="--help" lists the options)
 	@exec $(VENV)/bin/python -m bench.engine $(OPTIONS)
+
+bench-tape: $(RUNTIME) ## measure what it costs to number a stream and keep it for a client that comes back
+	@exec $(VENV)/bin/python -m bench.tape
 
 bench-rivals: $(RIVALS) ## install the rivals of bench-engine: llama.cpp (compiles for minutes), OpenVINO, matplotlib
 

@@ -1,7 +1,7 @@
 """What it costs to number a stream and keep it on tape: `make bench-tape`.
 
-In one process, with a real Valkey: the same chunks go to a client plain and recorded, 800 streams at 20 chunks a second,
-of which the flusher takes two a time. Nothing here waits for a network but the flusher's exchange, so CPU time is told.
+In one process, with a real Valkey: the same chunks go to a client plain and recorded, 800 streams at 20 chunks a
+second, of which the flusher takes two at a time. What is told is the process' CPU time.
 """
 
 from __future__ import annotations
