@@ -173,6 +173,7 @@ def _reservation(ask: Ask, reply: list[Any]) -> Reservation:
         _standing(*reply[5:8]),
         _standing(*reply[8:11]),
         receipt.decode(),
+        budget_used=None if reply[11:] == [-1, -1] else (max(0, reply[11]) / 1000, max(0, reply[12]) / 1000),
     )
 
 

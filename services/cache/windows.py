@@ -134,5 +134,8 @@ class Reservation:
     tokens: Standing | None = None
     receipt: str = ""
     """What was taken of which counters: settle.lua reads it."""
+    budget_used: tuple[float, float] | None = None
+    """Part of the tenant's budgets of the day and of the month that was used or reserved before; None where it has
+    none, or nobody knows."""
     local: bool = False
     """Whether Redis was down, so that this process alone knows of it."""

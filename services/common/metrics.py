@@ -92,6 +92,13 @@ class GatewayMetrics:
             ["tenant", "account", "cause"],
             registry=registry,
         )
+        self.budget_used = Gauge(
+            "forebay_gateway_budget_used_ratio",
+            "Part of a tenant's budget of the day or month that was used when it last asked, 0 to 1.",
+            ["tenant", "period"],
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
         self.cost = Counter(
             "forebay_gateway_cost_total",
             "What requests cost by the prices of the settings, in their currency.",

@@ -108,6 +108,9 @@ def admit(gateway: Gateway, principal: Principal, call: Call) -> Admission:
             flight=f"{call.id} {gateway.quotas.process}",
         )
     )
+    if reservation.budget_used is not None:
+        for period, used in zip(("day", "month"), reservation.budget_used, strict=True):
+            gateway.metrics.budget_used.labels(principal.tenant, period).set(used)
     if reservation.refused is not None:
         gateway.metrics.requests.labels(gateway.fleet.label(call.model), principal.tenant, "rate_limited").inc()
         gateway.metrics.refused.labels(principal.tenant, reservation.refused.account, reservation.refused.limit).inc()

@@ -16,7 +16,8 @@
 --       month; '' is none.
 -- returns {0, or 10 or 20 (subject, tenant) plus the number of the limit that refuses; ms to wait, -1 where that does
 --       not help; cached answer or false; value of the flight that leads or false; receipt;
---       limit, left and ms until it is whole, of requests and then of tokens, of the tighter account; -1 is no limit}
+--       limit, left and ms until it is whole, of requests and then of tokens, of the tighter account; -1 is no limit;
+--       thousandths of the tenant's budgets that were used before this call, of the day and of the month; -1 is none}
 -- A receipt is: tokens, micro-units, and for each account its name, window's end, tokens taken of it, day, month, slot.
 
 local id, deadline, tokens, micros = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -131,6 +132,7 @@ local function look(at, number)
     local function to_tomorrow()
       return (today + 1) * DAY - now
     end
+    account.limits = {day_tokens, month_tokens, day_micros, month_micros}
     within(day_tokens, account.day_tokens, tokens, number + 4, to_tomorrow)
     within(month_tokens, account.month_tokens, tokens, number + 5, ms_to_next_month)
     within(day_micros, account.day_micros, micros, number + 6, to_tomorrow)
@@ -168,6 +170,19 @@ local function show(account)
   end
 end
 
+-- How much of the account's budgets is used, in thousandths, of the day's and of the month's; -1 is no budget.
+local function budget_used(account)
+  local function part(used, limit)
+    return limit and math.floor(1000 * used / math.max(1, limit)) or -1
+  end
+  local limits = account.limits
+  if not limits then
+    return -1, -1
+  end
+  return math.max(part(account.day_tokens, limits[1]), part(account.day_micros, limits[3])),
+         math.max(part(account.month_tokens, limits[2]), part(account.month_micros, limits[4]))
+end
+
 local function receipt_of(account)
   return table.concat({account.name, account.ends, account.taken, account.day, account.month, account.slot}, ' ')
 end
@@ -191,4 +206,4 @@ if requests_limit < 0 then requests_left = -1 end
 if tokens_limit < 0 then tokens_left = -1 end
 
 return {refused, wait == math.huge and -1 or wait, cached, leader, receipt,
-        requests_limit, requests_left, requests_reset, tokens_limit, tokens_left, tokens_reset}
+        requests_limit, requests_left, requests_reset, tokens_limit, tokens_left, tokens_reset, budget_used(tenant)}

@@ -139,6 +139,7 @@ class TestRefusals:
             assert [answer.status_code for answer in answers] == [200] * 4 + [429] * 2
             assert "of the tenant" in answers[-1].json()["error"]["message"]
             until(lambda: gateway.metric("forebay_gateway_cost_total", model="m") == pytest.approx(100e-6))
+            assert gateway.metric("forebay_gateway_budget_used_ratio", period="month") == pytest.approx(0.09)
 
     def test_a_model_that_the_key_may_not_use_does_not_exist_for_it(self, start_gateway: StartGateway) -> None:
         with scripted_pod(hello) as pod:

@@ -122,6 +122,15 @@ class TestBudgets:
         assert quotas.reserve(Ask(subject, limits, 100, 100)).refused is None
         assert quotas.reserve(Ask(subject, limits, 100, 100, answer_key=subject)).cached == b"kept"
 
+    def test_how_much_of_its_budgets_a_tenant_has_used_is_told(self, quotas: Quotas, subject: str) -> None:
+        limits = Limits(tokens_per_day=200, tokens_per_month=1000, micros_per_month=100)
+        found = [
+            quotas.reserve(Ask(f"{subject}a", Limits(), 100, 30, tenant_id=subject, tenant_limits=limits)).budget_used
+            for _ in range(3)
+        ]
+        assert found == [(0, 0), (0.5, 0.3), (1, 0.6)]
+        assert quotas.reserve(Ask(f"{subject}a", limits, 1)).budget_used is None, "of tenants alone"
+
     def test_budgets_do_not_expire_and_windows_do(self, quotas: Quotas, connection: Connection, subject: str) -> None:
         quotas.reserve(Ask(subject, Limits(10, 10, tokens_per_month=100), 1))
         assert connection.reach(lambda redis: redis.pttl(f"forebay:budget:{subject}")) == -1

@@ -31,6 +31,7 @@ def test_labels_are_of_the_bounded_kinds(collector: Any) -> None:
         "cause",
         "account",
         "phase",
+        "period",
         "policy",
         "source",
     }
