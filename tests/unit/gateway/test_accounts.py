@@ -396,10 +396,14 @@ def test_the_audit_log_is_read_by_who_whose_and_when(accounts: Accounts) -> None
 
 
 def test_an_effect_and_its_entry_are_kept_together_or_not_at_all(accounts: Accounts) -> None:
-    with pytest.raises(ZeroDivisionError), accounts.transaction():
-        accounts.create_key("demo", "ci")
-        accounts.audit.record(actor="key:1", tenant="demo", action="key.create", target="k")
-        raise ZeroDivisionError
+    def fail_after_both() -> None:
+        with accounts.transaction():
+            accounts.create_key("demo", "ci")
+            accounts.audit.record(actor="key:1", tenant="demo", action="key.create", target="k")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_both()
     assert accounts.keys() == []
     assert accounts.audit.entries() == []
     with accounts.transaction():

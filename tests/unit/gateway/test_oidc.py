@@ -345,7 +345,7 @@ def test_a_discovery_document_that_is_not_the_issuers_own_gives_no_keys(
     ids=str,
 )
 def test_settings_that_would_trust_too_much_are_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="oidc|https|inference"):
+    with pytest.raises(ValidationError, match=r"oidc|https|inference"):
         GatewaySettings(jwt_secret=JWT_SECRET, key_secret=KEY_SECRET, **values)
 
 
