@@ -112,16 +112,16 @@ class TestRefusals:
     def test_a_used_up_budget_is_told_as_openai_does(self, start_gateway: StartGateway) -> None:
         with scripted_pod(spends_all) as pod:
             gateway = start_gateway(pod)
-            key = key_with(gateway, tokens_per_day=100)
+            key = key_with(gateway, tokens_per_day=200)
             with gateway.client(key=key) as client:
-                assert client.post(PATH, json={**CHAT, "max_tokens": 80}).status_code == 200
-                refused = client.post(PATH, json={**CHAT, "max_tokens": 80})
-                too_large = client.post(PATH, json={**CHAT, "max_tokens": 200})
+                assert client.post(PATH, json={**CHAT, "max_tokens": 120}).status_code == 200
+                refused = client.post(PATH, json={**CHAT, "max_tokens": 120})
+                too_large = client.post(PATH, json={**CHAT, "max_tokens": 300})
                 assert client.post(PATH, json={**CHAT, "max_tokens": 2}).status_code == 200
             assert refused.status_code == 429
             error = refused.json()["error"]
             assert (error["type"], error["code"]) == ("insufficient_quota", "insufficient_quota")
-            assert "of the key: 100 tokens per day" in error["message"]
+            assert "of the key: 200 tokens per day" in error["message"]
             midnight = 86_400 - time.time() % 86_400
             assert midnight - 30 < int(refused.headers["retry-after"]) <= midnight + 60
             assert refused.headers["x-should-retry"] == "false"
@@ -133,7 +133,7 @@ class TestRefusals:
         prices = json.dumps({"m": {"input": 1, "output": 10}})
         with scripted_pod(hello) as pod:
             gateway = start_gateway(pod, prices=prices)
-            # A call may cost 1,005 (the first 1,044, as nothing is known of the model yet), and does cost 5 + 20.
+            # A call may cost 1,005 (the first 1,045, as nothing is known of the model yet), and does cost 5 + 20.
             with gateway.client(key=key_with(gateway, tenant={"micros_per_month": 1100})) as client:
                 answers = [client.post(PATH, json={**CHAT, "max_tokens": 100}) for _ in range(6)]
             assert [answer.status_code for answer in answers] == [200] * 4 + [429] * 2
@@ -156,7 +156,7 @@ class TestRefusals:
             with gateway.client(key=key_with(gateway, tenant=tenant, tokens_per_minute=5000)) as client:
                 headers = client.post(PATH, json={**CHAT, "max_tokens": 100}).headers
         assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == ("5", "4")
-        assert (headers["x-ratelimit-limit-tokens"], headers["x-ratelimit-remaining-tokens"]) == ("5000", "4856")
+        assert (headers["x-ratelimit-limit-tokens"], headers["x-ratelimit-remaining-tokens"]) == ("5000", "4855")
 
 
 class Held:
