@@ -284,6 +284,11 @@ class GatewaySettings(CommonSettings):
         description="Seconds that a request waits for a pod while none is ready for its model; 0: not at all.",
     )
     hold_max: int = Field(200, ge=0, description="Requests that one worker lets wait for a pod at the same time.")
+    tracing_url: str = Field(
+        "",
+        description="Where spans are sent, OTLP over HTTP: `http://collector:4318/v1/traces`. Empty: there are none. "
+        "Needs the extra `tracing`.",
+    )
     drain_delay: float = Field(
         0.0,
         ge=0,

@@ -28,6 +28,7 @@ from services.gateway.prices import Prices
 from services.gateway.recall.flights import Flights
 from services.gateway.routes import admin, description, guide, login, openai
 from services.gateway.routes.admin.usage import register_own
+from services.gateway.spans import Spans
 from services.gateway.upstreams.breaker import Rules
 from services.gateway.upstreams.discover import Fleet
 from services.gateway.upstreams.resolve import Source
@@ -80,6 +81,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         tapes=tapes,
         flights=Flights(tapes),
         fleet=fleet,
+        spans=Spans(settings.tracing_url) if settings.tracing_url else None,
         hold=Hold(fleet, metrics, timeout=settings.hold_timeout, most=settings.hold_max),
         ledger=Ledger(books, stream, metrics, retention_days=settings.ledger_retention_days),
         moderator=Moderator(settings, metrics) if settings.moderation_url else None,
@@ -121,3 +123,5 @@ def close(app: Flask) -> None:
     gateway.tapes.stop()
     gateway.ledger.stop(LEDGER_GRACE)
     gateway.process.stop()
+    if gateway.spans is not None:
+        gateway.spans.stop()

@@ -42,6 +42,8 @@ class Call:
     """The gateway's own, never given out twice; `request_id` may be the client's, and serves correlation alone."""
     asked_model: str = ""
     """What the client wrote: the model, or an alias that stands for it."""
+    parent_span: str | None = None
+    """The id of the client's span, where it sent one and spans are made (`services.gateway.spans`)."""
     session: str | None = None
     """The client's own name of the conversation, None where it gives none."""
     keep: bool = True

@@ -18,6 +18,7 @@ from services.gateway.identify import Identifier
 from services.gateway.ledger import Ledger
 from services.gateway.moderation import Moderator
 from services.gateway.prices import Prices
+from services.gateway.spans import Spans
 from services.gateway.upstreams.discover import Fleet
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Gateway:
     responses: Responses
     fleet: Fleet
     hold: Hold
+    spans: Spans | None
+    """None where no collector is named."""
     ledger: Ledger
     tapes: Tapes
     flights: Flights

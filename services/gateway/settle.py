@@ -54,6 +54,8 @@ def _close_books(gateway: Gateway, call: Call, admission: Admission, spent: Spen
         if not settled:
             gateway.ledger.spool(entry)
     _count(gateway.metrics, gateway.fleet.label(entry.model), call, entry, spent)
+    if gateway.spans is not None:
+        gateway.spans.record(call, entry)
     call.log_fields.update(
         outcome=outcome,
         prompt_tokens=entry.prompt_tokens,

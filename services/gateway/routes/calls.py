@@ -16,6 +16,7 @@ from services.gateway.aliases import conversation_of, resolve
 from services.gateway.call import Call, Reply
 from services.gateway.parts import Gateway
 from services.gateway.recall.exact import directives
+from services.gateway.spans import enter
 
 
 def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
@@ -35,6 +36,9 @@ def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
         body["model"] = resolve(asked_model, weights, conversation_of(body, session))
     parsed = validate(ChatRequest if kind == "chat" else CompletionRequest, body)
     sent = request.environ
+    traceparent, parent_span = g.traceparent, None
+    if gateway.spans is not None:
+        traceparent, parent_span = enter(traceparent, sent.get("HTTP_TRACEPARENT"))
     use_cache, keep = directives(sent["HTTP_CACHE_CONTROL"]) if "HTTP_CACHE_CONTROL" in sent else (True, True)
     resumable = settings.stream_replay_ttl > 0 and parsed.stream and "text/event-stream" in sent.get("HTTP_ACCEPT", "")
     return Call(
@@ -43,7 +47,8 @@ def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
         body=body,
         authorization=request.headers.get("Authorization"),
         request_id=g.request_id,
-        traceparent=g.traceparent,
+        traceparent=traceparent,
+        parent_span=parent_span,
         started=g.started,
         timeout=_timeout(settings.route_timeouts.get(request.path, settings.request_timeout)),
         use_cache=use_cache,
