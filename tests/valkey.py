@@ -32,7 +32,9 @@ class Valkey:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts the server, and waits until it has read its file and answers."""
+        """Starts the server where it does not run, and waits until it has read its file and answers."""
+        if self._process is not None and self._process.poll() is None:
+            return
         command = [str(PROGRAM), str(CONF), "--port", str(self.port), "--dir", str(self._folder), "--bind", "127.0.0.1"]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -38,7 +38,8 @@ class Books:
         self._engine = engine
         self._sqlite = engine.dialect.name == "sqlite"
         dialect = sqlite if self._sqlite else postgresql
-        self._insert = dialect.insert(ledger).on_conflict_do_nothing(index_elements=[ledger.c.id])
+        insert = dialect.insert(ledger).on_conflict_do_nothing(index_elements=[ledger.c.id])
+        self._insert = insert.execution_options(preserve_rowcount=True)
 
     def close(self) -> None:
         """Closes the pooled connections."""

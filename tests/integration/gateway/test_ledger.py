@@ -111,6 +111,7 @@ def cache() -> Iterator[Valkey]:
 
 @pytest.fixture
 def redis(cache: Valkey) -> Iterator[Redis]:
+    cache.start()
     with cache.client() as client:
         client.flushall()
         yield client
@@ -175,6 +176,7 @@ def test_calls_while_redis_is_gone_come_to_sql_all_the_same(
     gateway = start_gateway(pod[1], redis_url=cache.url)
     with gateway.client() as client:
         call(client, 1)
+        until(lambda: requests_in(books) == ids(1))
         cache.kill()
         call(client, 2, 3)
         until(lambda: requests_in(books) == ids(1, 2, 3))
