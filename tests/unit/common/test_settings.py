@@ -90,3 +90,22 @@ def test_a_log_level_may_be_written_small(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("kind", settings.ALL, ids=lambda kind: kind.__name__)
 def test_every_setting_says_what_it_is_for(kind: type[CommonSettings]) -> None:
     assert [name for name, field in kind.model_fields.items() if not field.description] == []
+
+
+class TestAliases:
+    def test_each_stands_for_models_by_weight(self, gateway: pytest.MonkeyPatch) -> None:
+        gateway.setenv("FOREBAY_ALIASES", '{"prod": {"a": 90, "b": 10}}')
+        assert GatewaySettings().aliases == {"prod": {"a": 90, "b": 10}}
+
+    @pytest.mark.parametrize(
+        ("aliases", "said"),
+        [
+            ('{"prod": {}}', "the alias 'prod' needs models, each with a weight above zero"),
+            ('{"prod": {"a": 0}}', "the alias 'prod' needs models, each with a weight above zero"),
+            ('{"prod": {"next": 1}, "next": {"a": 1}}', "the alias 'prod' stands for 'next', which is an alias itself"),
+        ],
+    )
+    def test_what_cannot_be_chosen_by_is_refused(self, gateway: pytest.MonkeyPatch, aliases: str, said: str) -> None:
+        gateway.setenv("FOREBAY_ALIASES", aliases)
+        with pytest.raises(ValidationError, match=said):
+            GatewaySettings()

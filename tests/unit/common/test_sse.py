@@ -96,3 +96,9 @@ def test_other_fields_of_the_format_are_ignored() -> None:
 
 def test_text_beyond_ascii_stays_as_it_is() -> None:
     assert sse.event({"t": "Tür"}) == 'data: {"t":"Tür"}\n\n'.encode()
+
+
+def test_a_comment_is_one_block_that_holds_no_event() -> None:
+    event = sse.Event(None, comment=sse.comment("waiting\nfor a pod"))
+    assert event.frame() == b": waiting for a pod\n\n"
+    assert parse([event.frame()]) == []
