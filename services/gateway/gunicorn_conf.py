@@ -47,6 +47,7 @@ def post_worker_init(_worker: Any) -> None:
 
 
 def worker_exit(_server: Any, worker: Any) -> None:
+    gc.unfreeze()  # or the interpreter takes things apart in an order in which some miss others
     from services.gateway.app import close  # noqa: PLC0415  # not in the master, which has no gevent
 
     app = getattr(worker, "wsgi", None)
