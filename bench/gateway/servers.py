@@ -99,7 +99,8 @@ def valkey(cores: Cores, folder: Path) -> Iterator[str]:
 
     port = free_port()
     configuration = ROOT / "services/cache/redis.conf"
-    argv = [str(get_binary_path()), str(configuration), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    own = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    argv = [str(get_binary_path()), str(configuration), *own]
     with _running("valkey", argv, {}, cores.rest, folder) as process:
         _until(process, lambda: _listens(port))
         yield f"127.0.0.1:{port}"
