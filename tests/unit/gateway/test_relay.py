@@ -200,6 +200,24 @@ def test_a_stream_outlives_as_many_pods_as_there_are_tries(
     assert got.spent.resumes == 2
 
 
+def test_a_roll_out_of_many_pods_cuts_no_stream(start: Start) -> None:
+    """Each pod does one token more and shuts down; so do two that come back, five times in all."""
+    legs = Recorder(gives_up(1, SHUTTING_DOWN))
+    got = start(gives_up(2, SHUTTING_DOWN), legs, legs).ask(CHAT)
+    assert got.text == "The forebay holds water."
+    assert got.events[-1] == "[DONE]"
+    assert got.spent.resumes > 3
+
+
+def test_a_pod_that_shuts_down_before_it_did_anything_counts(start: Start) -> None:
+    legs = Recorder(
+        lambda handler, body: gives_up(0 if "resume_token_ids" in body else 2, SHUTTING_DOWN)(handler, body)
+    )
+    got = start(legs, legs, legs, legs).ask(CHAT)
+    assert (got.text, got.failure) == ("The", "upstream_unavailable")
+    assert len(legs.bodies) == 4, "the first one has done its part, and cost nothing"
+
+
 def test_more_pods_than_that_are_not_tried(start: Start) -> None:
     fourth = Recorder()
     got = start(after(2), after(1), after(1), fourth).ask(CHAT)
