@@ -132,7 +132,8 @@ class Connection:
         except ConnectionError:
             if fresh:
                 raise
-            self._idle.clear()  # a restarted server knows none of them
+            while self._idle:  # a restarted server knows none of them
+                self._idle.pop().disconnect()
             link.send_command("EVAL", script.text, *args)
             return link.read_response()
         finally:

@@ -140,7 +140,7 @@ class Windows:
         counters = self._accounts.setdefault(name, _Counters())
         if counters.ends <= now:
             counters.ends, counters.requests, counters.tokens = now + MINUTE_MS, 0, 0
-        today, month = now // DAY_MS, _month(now)
+        today, month = now // DAY_MS, month_of(now)
         if counters.day != today:
             counters.day, counters.day_tokens, counters.day_micros = today, 0, 0
         if counters.month != month:
@@ -176,7 +176,7 @@ class Windows:
         if now < self._sweep_at:
             return
         self._sweep_at = now + MINUTE_MS
-        today, month = now // DAY_MS, _month(now)
+        today, month = now // DAY_MS, month_of(now)
         for name, one in list(self._accounts.items()):
             spent = (one.day == today and (one.day_tokens or one.day_micros)) or (
                 one.month == month and (one.month_tokens or one.month_micros)
@@ -206,7 +206,7 @@ def _budget_waits(
 ) -> Iterator[tuple[LimitName, float | None]]:
     """The budgets that the call does not fit in, and for how long."""
     tomorrow = ((now // DAY_MS + 1) * DAY_MS - now) / 1000
-    next_month = (_month_start(_month(now) + 1) - now) / 1000
+    next_month = (_month_start(month_of(now) + 1) - now) / 1000
     budgets: list[tuple[LimitName, int | None, int, int, float]] = [
         ("tokens_per_day", limits.tokens_per_day, counters.day_tokens, tokens, tomorrow),
         ("tokens_per_month", limits.tokens_per_month, counters.month_tokens, tokens, next_month),
@@ -229,7 +229,7 @@ def _tighter(standings: list[Standing | None]) -> Standing | None:
     return min((one for one in standings if one is not None), key=lambda one: one.left, default=None)
 
 
-def _month(now: int) -> int:
+def month_of(now: int) -> int:
     """The month of a Unix time in ms, as years * 12 + months."""
     day = datetime.fromtimestamp(now / 1000, UTC)
     return day.year * 12 + day.month - 1

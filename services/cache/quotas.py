@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from services.cache.connection import CacheDown, Connection
-from services.cache.local import Windows
+from services.cache.local import DAY_MS, Windows, month_of
 from services.cache.windows import LIMITS, Account, Ask, Refused, Reservation, Standing, Used
 from services.common.ids import new_id
 
@@ -55,6 +55,7 @@ class Quotas:
         self._connection = connection
         self._admit = connection.script("admit")
         self._settle = connection.script("settle")
+        self._restore = connection.script("restore")
         self._local = Windows()
 
     def reserve(self, ask: Ask, *, now_ms: int | None = None) -> Reservation:
@@ -119,6 +120,17 @@ class Quotas:
         except CacheDown:
             return False
 
+    def restore(self, account: str, since_ms: int, day: Used, month: Used) -> bool:
+        """Adds what the account used in the day and the month of `since_ms` before that time, once. False when it was
+        done, or Redis has begun anew since.
+
+        Raises:
+            CacheDown: Redis is not reachable.
+        """
+        this_day, this_month = since_ms // DAY_MS, month_of(since_ms)
+        args = (account, since_ms, this_day, day.tokens, day.micros, this_month, month.tokens, month.micros)
+        return bool(self._connection.run(self._restore, (), args))
+
     def leases(self, process: str) -> list[Lease]:
         """The calls that a process holds.
 
@@ -173,8 +185,16 @@ def _reservation(ask: Ask, reply: list[Any]) -> Reservation:
         _standing(*reply[5:8]),
         _standing(*reply[8:11]),
         receipt.decode(),
-        budget_used=None if reply[11:] == [-1, -1] else (max(0, reply[11]) / 1000, max(0, reply[12]) / 1000),
+        budget_used=None if reply[11:13] == [-1, -1] else (max(0, reply[11]) / 1000, max(0, reply[12]) / 1000),
+        unknown_past=_unknown_past(*reply[13:]),
     )
+
+
+def _unknown_past(subject_since: int, tenant_since: int) -> tuple[tuple[Account, int], ...]:
+    if not subject_since and not tenant_since:
+        return ()
+    both: tuple[tuple[Account, int], ...] = (("key", subject_since), ("tenant", tenant_since))
+    return tuple(one for one in both if one[1])
 
 
 def _standing(limit: int, left: int, reset: int) -> Standing | None:

@@ -137,5 +137,7 @@ class Reservation:
     budget_used: tuple[float, float] | None = None
     """Part of the tenant's budgets of the day and of the month that was used or reserved before; None where it has
     none, or nobody knows."""
+    unknown_past: tuple[tuple[Account, int], ...] = ()
+    """Whose budgets Redis counts only since a Unix time in ms, as they are new or it has lost its data."""
     local: bool = False
     """Whether Redis was down, so that this process alone knows of it."""

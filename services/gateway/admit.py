@@ -108,6 +108,8 @@ def admit(gateway: Gateway, principal: Principal, call: Call) -> Admission:
             flight=f"{call.id} {gateway.quotas.process}",
         )
     )
+    if reservation.unknown_past:
+        gateway.budgets.note(principal, reservation)
     if reservation.budget_used is not None:
         for period, used in zip(("day", "month"), reservation.budget_used, strict=True):
             gateway.metrics.budget_used.labels(principal.tenant, period).set(used)

@@ -16,6 +16,7 @@ from services.common.settings import GatewaySettings
 from services.common.telemetry import configure_logging
 from services.gateway import pulse
 from services.gateway.accounts import open_accounts
+from services.gateway.budgets import Budgets
 from services.gateway.drain import draining
 from services.gateway.estimate import Estimates
 from services.gateway.hold import Hold
@@ -50,6 +51,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
     )
     connection = Connection(settings.redis_url)
     process = Process(connection)
+    quotas = Quotas(connection, process=process.id)
     stream = Stream(connection, process.id)
     books = open_books(settings.database_url, wait=settings.database_timeout)
     tapes = Tapes(connection, process.id)
@@ -69,9 +71,10 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         identifier=Identifier(accounts, settings),
         connection=connection,
         process=process,
-        quotas=Quotas(connection, process=process.id),
+        quotas=quotas,
         prices=Prices(settings.prices),
         estimates=Estimates(),
+        budgets=Budgets(books, quotas),
         responses=Responses(
             connection,
             ttl=settings.cache_ttl,
@@ -89,11 +92,13 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
     process.start()
     tapes.start()
     gateway.ledger.start()
+    gateway.budgets.start()
     gateway.fleet.start()
     parts = Parts(process, gateway.quotas, stream, books, gateway.fleet, gateway.prices, metrics)
     reaper = Reaper(parts)
     reaper.start()
     pulse.watch(connection, metrics.cache_down)
+    pulse.watch_accounts(accounts, metrics.accounts_down)
 
     app = create_edge("services.gateway", max_body_bytes=settings.max_body_bytes)
     app.extensions["forebay"] = gateway
@@ -120,6 +125,7 @@ def close(app: Flask) -> None:
     and the others learn at once that this process is no more."""
     gateway: Gateway = app.extensions["forebay"]
     app.extensions["forebay.reaper"].stop()
+    gateway.budgets.stop()
     gateway.tapes.stop()
     gateway.ledger.stop(LEDGER_GRACE)
     gateway.process.stop()

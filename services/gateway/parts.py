@@ -12,6 +12,7 @@ from services.cache.responses import Responses
 from services.cache.tapes import Tapes
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
+from services.gateway.budgets import Budgets
 from services.gateway.estimate import Estimates
 from services.gateway.hold import Hold
 from services.gateway.identify import Identifier
@@ -37,6 +38,7 @@ class Gateway:
     quotas: Quotas
     prices: Prices
     estimates: Estimates
+    budgets: Budgets
     responses: Responses
     fleet: Fleet
     hold: Hold

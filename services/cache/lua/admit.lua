@@ -4,7 +4,7 @@
 -- Not for Redis Cluster: names of keys are made here, and a call touches those of two accounts.
 --
 -- forebay:window:<account>   hash {ends, requests, tokens}: a minute from its first request on, which ends whole
--- forebay:budget:<account>   hash {day, day_tokens, day_micros, month, month_tokens, month_micros}, by UTC
+-- forebay:budget:<account>   hash {day, day_tokens, day_micros, month, month_tokens, month_micros}, by UTC; since, restored
 -- forebay:running:<account>  sorted set of call ids by the Unix ms at which each is over at the latest
 -- forebay:held:<account>     how many ms a call has lately held its slot, on average
 -- forebay:leases:<process>   hash: call id -> what it takes to settle the call without its gateway
@@ -17,7 +17,8 @@
 -- returns {0, or 10 or 20 (subject, tenant) plus the number of the limit that refuses; ms to wait, -1 where that does
 --       not help; cached answer or false; value of the flight that leads or false; receipt;
 --       limit, left and ms until it is whole, of requests and then of tokens, of the tighter account; -1 is no limit;
---       thousandths of the tenant's budgets that were used before this call, of the day and of the month; -1 is none}
+--       thousandths of the tenant's budgets that were used before this call, of the day and of the month; -1 is none;
+--       Unix ms since when the subject's and the tenant's budget are counted here, 0 where the past is known (restore.lua)}
 -- A receipt is: tokens, micro-units, and for each account its name, window's end, tokens taken of it, day, month, slot.
 
 local id, deadline, tokens, micros = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -73,7 +74,7 @@ local tokens_limit, tokens_left, tokens_reset = -1, math.huge, 0
 
 -- What the account whose name is ARGV[at] has, and whether the call fits.
 local function look(at, number)
-  local account = {name = ARGV[at], ends = 0, taken = 0, day = 0, month = 0, slot = 0}
+  local account = {name = ARGV[at], ends = 0, taken = 0, day = 0, month = 0, slot = 0, since = 0}
   local per_minute, per_minute_tokens = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   if per_minute or per_minute_tokens then
     account.window = 'forebay:window:' .. account.name
@@ -116,10 +117,11 @@ local function look(at, number)
   if day_tokens or month_tokens or day_micros or month_micros then
     account.budget = 'forebay:budget:' .. account.name
     local found = redis.call('HMGET', account.budget, 'day', 'day_tokens', 'day_micros',
-                             'month', 'month_tokens', 'month_micros')
+                             'month', 'month_tokens', 'month_micros', 'since', 'restored')
     local month = month_of(today)
     local same_day, same_month = tonumber(found[1] or -1) == today, tonumber(found[4] or -1) == month
     account.day, account.month = today, month
+    account.since = not found[8] and tonumber(found[7] or now) or 0
     account.day_tokens = same_day and tonumber(found[2]) or 0
     account.day_micros = same_day and tonumber(found[3]) or 0
     account.month_tokens = same_month and tonumber(found[5]) or 0
@@ -156,6 +158,9 @@ local function take(account)
     redis.call('HSET', account.budget, 'day', account.day, 'day_tokens', account.day_tokens + tokens,
                'day_micros', account.day_micros + micros, 'month', account.month,
                'month_tokens', account.month_tokens + tokens, 'month_micros', account.month_micros + micros)
+    if account.since == now then
+      redis.call('HSET', account.budget, 'since', now)
+    end
   end
 end
 
@@ -205,5 +210,7 @@ show(tenant)
 if requests_limit < 0 then requests_left = -1 end
 if tokens_limit < 0 then tokens_left = -1 end
 
+local day_used, month_used = budget_used(tenant)
 return {refused, wait == math.huge and -1 or wait, cached, leader, receipt,
-        requests_limit, requests_left, requests_reset, tokens_limit, tokens_left, tokens_reset, budget_used(tenant)}
+        requests_limit, requests_left, requests_reset, tokens_limit, tokens_left, tokens_reset,
+        day_used, month_used, refused == 0 and subject.since or 0, refused == 0 and tenant.since or 0}
