@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 SAY = 5.0
 """Seconds between comment lines; proxies give a silent connection 30 seconds and more."""
-PAUSE = 0.2
-"""Seconds between looks where several models are waited for, or a pod that is ready does not take the call."""
+PAUSE, LONGEST_PAUSE = 0.2, 2.0
+"""Seconds between looks where several models are waited for; and between tries where a pod is ready and yet does not
+take the call, doubled with each."""
 
 
 class Hold:
@@ -61,10 +62,10 @@ class Hold:
             ClientGone: the client hung up; at once.
             ApiError: as `Trip.go_on` says.
         """
-        until, waited = 0.0, False
+        until, waits = 0.0, 0
         while True:
             try:
-                return trip.go_on(resume, alone, anew=waited)
+                return trip.go_on(resume, alone, anew=waits > 0)
             except NoPodReady:
                 if not self.open:
                     raise
@@ -72,11 +73,11 @@ class Hold:
                 until = until or min(now + self._timeout, trip.call.deadline)
                 if now >= until:
                     raise
-            yield from self._wait(trip, until)
-            waited = True
+            yield from self._wait(trip, until, min(PAUSE * 2**waits, LONGEST_PAUSE))
+            waits += 1
 
-    def _wait(self, trip: Trip, until: float) -> Iterator[sse.Event]:
-        """Returns when a pod may be ready, or when the time is over."""
+    def _wait(self, trip: Trip, until: float, pause: float) -> Iterator[sse.Event]:
+        """Returns when a pod may be ready, at the earliest after `pause`, or when the time is over."""
         begun = time.monotonic()
         label = self._held.labels(self._fleet.label(trip.call.model))
         label.inc()
@@ -91,7 +92,7 @@ class Hold:
                     yield sse.Event(None, comment=sse.comment(f"waiting for a pod ({phase or 'ready'})"))
                 if self._ready(trip, min(say_at, until) - time.monotonic()):
                     # A pod that is ready and yet does not take the call is not asked again and again without a pause.
-                    time.sleep(max(0.0, min(PAUSE, until - time.monotonic())) if now - begun < PAUSE else 0)
+                    time.sleep(max(0.0, min(begun + pause, until) - time.monotonic()))
                     return
         finally:
             self.waiting -= 1

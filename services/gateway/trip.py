@@ -26,7 +26,8 @@ from services.gateway.upstreams.choose import Choice, Upstream
 from services.gateway.upstreams.exchange import Broken, Unreachable
 
 MAX_TRIES = 3
-"""Pods that one call is sent to at most, whether they refuse it, are lost before they answer, or in mid-stream."""
+"""Pods that one call is sent to at most, whether they refuse it, are lost before they answer, or in mid-stream. Those
+that could not be reached are none of them: nothing was sent there."""
 NOT_TRIED_AGAIN = (501, DeadlineExceeded.status)
 """What another pod would answer too, of a pod's errors of 500 and above."""
 
@@ -156,6 +157,9 @@ class Trip:
                 return self._begin(choice, model, self._body_for(choice.pod, model, resume, alone))
             except Unreachable as error:
                 fleet.lost(choice.pod, str(error))
+                self._tries -= 1
+                if self.call.remaining() <= 0:
+                    raise self.call.too_late() from None
             except Broken as error:
                 fleet.lost(choice.pod, str(error))
                 refusal = UpstreamUnavailable("The pod that worked on the request was lost.", retry_after=1)
@@ -163,8 +167,11 @@ class Trip:
                 if not _elsewhere(error):
                     raise
                 refusal = error
+                if resume is not None and error.status in BUSY:  # a stream that runs waits until there is room for it
+                    self._tries -= 1
+                    refusal = NoPodReady(error.message, retry_after=1)
         if refusal is None and self._tries >= most:
-            refusal = UpstreamUnavailable("No pod that was asked could be reached.", retry_after=1)
+            refusal = UpstreamUnavailable("The pods that worked on the request were lost.", retry_after=1)
         raise refusal or self._no_pod(model)
 
     def _begin(self, choice: Choice, model: str, body: bytes) -> Leg:

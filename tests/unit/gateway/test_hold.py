@@ -120,6 +120,25 @@ class TestWaiting:
         assert legs == [[], list(WORDS)[:2]]
         assert got.spent.resumes == 1
 
+    def test_a_stream_that_was_lost_waits_until_the_other_pod_has_room(
+        self, stack: ExitStack, start: Callable[..., Dispatcher]
+    ) -> None:
+        """As many as were in the lost pod come at once: none of them may end for that."""
+        asked: list[int] = []
+
+        def full(handler: Handler, body: dict[str, Any]) -> None:
+            asked.append(len(body["resume_token_ids"]))
+            if len(asked) < 5:
+                handler.answer(429, {"error": {"message": "full", "type": "t", "code": "queue_full"}})
+            else:
+                whole(handler, body)
+
+        dispatcher = start(*(stack.enter_context(scripted_pod(script)) for script in (after(3), full)))
+        got = dispatcher.ask(STREAM)
+        assert got.text == "".join(WORDS.values())
+        assert asked == [2] * 5
+        assert (got.spent.outcome, got.spent.resumes) == ("ok", 1)
+
     def test_a_fallback_that_is_ready_first_takes_it(self, stack: ExitStack, start: Callable[..., Dispatcher]) -> None:
         pods = [Loading(stack), Loading(stack, model="b")]
         dispatcher = start(*(pod.url for pod in pods), fallbacks={"m": ["b"]})

@@ -145,6 +145,14 @@ class TestRetries:
         assert dispatcher.ask({}).error is None
 
 
+    def test_many_pods_that_are_gone_at_once_are_no_pods_and_not_many_tries(self, start: Start) -> None:
+        """So that the call is held for the first one that comes back."""
+        with ExitStack() as stack:
+            gone = Dispatcher(*(stack.enter_context(scripted_pod(Serving(), model="m")) for _ in range(5)))
+        assert isinstance(gone.ask({}).error, NoPodReady)
+        assert gone.ready() == [False] * 5
+
+
 class TestOverload:
     def test_who_could_not_be_served_in_time_is_told_at_once_when_he_can(self, start: Start) -> None:
         pod = Serving()
