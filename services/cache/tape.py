@@ -9,6 +9,9 @@ from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 
+from services.common.errors import ApiError
+from services.common.sse import dump
+
 SEPARATOR = b"\0"
 """Between the events of a batch; JSON has no such byte."""
 
@@ -55,14 +58,21 @@ class Batch:
 @dataclass(frozen=True)
 class End:
     """How the writer's call ended (`outcome`, as in the metrics); `body` is an answer that was not streamed, or, with
-    another status than 200, the error."""
+    another status than 200, the error, and `retry_after` the header that went with it."""
 
     outcome: str
     body: bytes = b""
     status: int = 200
+    retry_after: str = ""
+
+    @classmethod
+    def failed(cls, outcome: str, error: ApiError) -> End:
+        """That of a call that ended with an error before it had an answer."""
+        return cls(outcome, dump(error.envelope()), error.status, error.headers.get("Retry-After", ""))
 
     def fields(self) -> dict[bytes, bytes]:
-        return {b"end": self.outcome.encode(), b"body": self.body, b"status": b"%d" % self.status}
+        told = {b"status": b"%d" % self.status, b"retry": self.retry_after.encode()}
+        return {b"end": self.outcome.encode(), b"body": self.body, **told}
 
 
 Entry = Begin | Batch | End
@@ -73,7 +83,7 @@ def read_entry(fields: Mapping[bytes, bytes]) -> Entry:
     if b"begin" in fields:
         return Begin(**json.loads(fields[b"begin"]))
     if b"end" in fields:
-        return End(fields[b"end"].decode(), fields[b"body"], int(fields[b"status"]))
+        return End(fields[b"end"].decode(), fields[b"body"], int(fields[b"status"]), fields[b"retry"].decode())
     tokens = array("i")
     tokens.frombytes(fields[b"tokens"])
     prompt_tokens, completion_tokens = map(int, fields[b"counts"].split())

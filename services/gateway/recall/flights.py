@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from services.cache.tape import Batch, Begin, End, Writer, tape_key
 from services.cache.tapes import Tapes
 from services.common import sse
-from services.common.errors import ApiError
+from services.common.errors import ApiError, ShuttingDown
 from services.common.wire import Answer
 from services.gateway.call import Call, Spent
 from services.gateway.recall.exact import whole_answer
@@ -85,8 +85,10 @@ class Flights:
         lead = self._leads.pop(call.id, None)
         if lead is None or lead.writer is None:
             return
-        if isinstance(error, ApiError):
-            how = End(outcome, sse.dump(error.envelope()), error.status)
+        if isinstance(error, ShuttingDown):
+            how = End("error")  # that is this process' trouble, not the answer's
+        elif isinstance(error, ApiError):
+            how = End.failed(outcome, error)
         elif outcome not in WHOLE:
             how = End(outcome)
         elif whole_answer(call, lead.spent) is None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+
+from gevent import GreenletExit
 
 from services.cache.connection import CacheDown
 from services.cache.tape import Batch, Begin, End
 from services.common import sse
-from services.common.errors import ClientGone, DeadlineExceeded, RelayedError, UpstreamUnavailable
+from services.common.errors import ApiError, ClientGone, RelayedError, ShuttingDown, UpstreamUnavailable
 from services.common.wire import Answer
 from services.gateway.admit import Admission
 from services.gateway.call import Call, Reply, Spent
 from services.gateway.dispatch import resume
 from services.gateway.identify import Principal
 from services.gateway.observe import observe
+from services.gateway.outcome import outcome_of
 from services.gateway.parts import Gateway
 from services.gateway.recall.exact import chunks, replay, text_of, whole_answer
 from services.gateway.recall.flights import TTL, flight_tape
@@ -88,6 +91,9 @@ def read(gateway: Gateway, principal: Principal, call: Call, spent: Spent, follo
             reply.events = _stream(gateway, principal, call, spent, following, entry=entry, reply=reply)
             return reply
         body = _whole(call, spent, following, entry)
+    except GreenletExit:
+        playback.close()
+        raise ShuttingDown from None
     except BaseException:
         playback.close()
         raise
@@ -123,29 +129,15 @@ def _stream(
     spent: Spent,
     following: Following,
     *,
-    entry: Batch | End | None,
+    entry: Batch | End,
     reply: Reply,
 ) -> Iterator[sse.Event]:
-    answer = Answer.new(call.kind, call.model)
+    """The events for the client, from those of `entry` to [DONE], or to an error that says why there are no more."""
     spent.outcome = "client_gone"  # until the tape says otherwise
-    last: sse.Event | None = None
-    seen = 0
     try:
-        while entry is not None:
-            if isinstance(entry, End):
-                yield from _ending(call, spent, answer, entry, last)
-                return
-            for event in events_of(entry):
-                seen += 1
-                shown = _under(answer, event) if following.anew else event
-                if observe(shown, call, spent):
-                    last = shown
-                    if seen > following.skip:
-                        yield shown
-            if spent.outcome == "ok":
-                spent.outcome = "cached"
-                return
-            entry = following.next()
+        last, seen = yield from _told(call, spent, following, entry)
+        if spent.outcome != "client_gone":
+            return
         following.playback.close()
         if last is not None and call.request.choices > 1:
             raise UpstreamUnavailable("A stream of several choices can't be gone on with.")
@@ -159,11 +151,37 @@ def _stream(
                 following.again(event)
             else:
                 yield event
-    except ClientGone:
-        return
-    except (DeadlineExceeded, UpstreamUnavailable) as error:
-        spent.outcome = "timeout" if isinstance(error, DeadlineExceeded) else "upstream_error"
-        yield sse.Event(sse.dump(error.envelope()))
+    except (ApiError, GreenletExit) as fault:
+        error = fault if isinstance(fault, ApiError) else ShuttingDown()
+        spent.outcome = outcome_of(fault)
+        if not isinstance(error, ClientGone):
+            yield sse.Event(sse.dump(error.envelope()))
+
+
+def _told(
+    call: Call, spent: Spent, following: Following, entry: Batch | End | None
+) -> Generator[sse.Event, None, tuple[sse.Event | None, int]]:
+    """What the tape tells, without what the client has. Returns the last chunk, and how many there were; where the
+    stream is not at its end when the tape is, the outcome is still open."""
+    answer = Answer.new(call.kind, call.model)
+    last: sse.Event | None = None
+    seen = 0
+    while entry is not None:
+        if isinstance(entry, End):
+            yield from _ending(call, spent, answer, entry, last)
+            break
+        for event in events_of(entry):
+            seen += 1
+            shown = _under(answer, event) if following.anew else event
+            if observe(shown, call, spent):
+                last = shown
+                if seen > following.skip:
+                    yield shown
+        if spent.outcome == "ok":
+            spent.outcome = "cached"
+            break
+        entry = following.next()
+    return last, seen
 
 
 def _ending(call: Call, spent: Spent, answer: Answer, end: End, last: sse.Event | None) -> Iterator[sse.Event]:
@@ -178,7 +196,6 @@ def _ending(call: Call, spent: Spent, answer: Answer, end: End, last: sse.Event 
         lost = UpstreamUnavailable("The pod that worked on the request was lost in mid-stream.")
         yield sse.Event(sse.dump(lost.envelope()))
         return
-    spent.outcome = "client_gone"
     for data in chunks(call, answer, body, None if last is None else sent):
         yield sse.Event(data)
     replay(call, spent, end.body)
@@ -201,4 +218,4 @@ def _fail(entry: Batch | End, spent: Spent) -> None:
     """Raises the error that the writer ended with, if it did."""
     if isinstance(entry, End) and entry.status != 200:
         spent.outcome = entry.outcome
-        raise RelayedError(entry.status, json.loads(entry.body), retry_after=None)
+        raise RelayedError(entry.status, json.loads(entry.body), retry_after=entry.retry_after or None)

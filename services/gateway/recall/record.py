@@ -71,7 +71,7 @@ class Recording:
         if self._writer is None or self._writer.lost:
             return
         if isinstance(error, ApiError):
-            self._tapes.end(self._writer, End(outcome, sse.dump(error.envelope()), error.status))
+            self._tapes.end(self._writer, End.failed(outcome, error))
         else:
             self._tapes.end(self._writer, End(outcome, self._body if outcome in {"ok", "cached"} else b""))
 

