@@ -24,6 +24,7 @@ from services.gateway.accounts import open_accounts
 from tests.integration.gateway.conftest import SECRET, RunningGateway, StartGateway, until
 from tests.integration.gateway.scripts import hello, hello_stream, kind_of
 from tests.unit.gateway.scripted_pod import Handler, scripted_pod
+from tests.valkey import run_valkey
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 PATH = "/v1/chat/completions"
@@ -248,34 +249,45 @@ class TestSlots:
 
 
 class TestRedisGone:
-    def test_each_process_lets_a_quarter_pass_and_counts_anew_when_redis_is_back(
+    def test_each_process_lets_a_quarter_pass_and_counts_go_on_when_redis_is_back(
         self, start_gateway: StartGateway
     ) -> None:
-        server = ValkeyServer()
-        server.start()
-        with scripted_pod(hello) as pod:
-            gateway = start_gateway(pod, redis_url=server.connection_url)
+        with scripted_pod(hello) as pod, run_valkey() as server:
+            gateway = start_gateway(pod, redis_url=server.url)
             key = key_with(gateway, requests_per_minute=40)
             assert statuses([gateway], key, 80, CHAT) == {200: 40, 429: 40}
-            port = server.port
-            server.stop()
+            server.kill()
             assert statuses([gateway], key, 80, CHAT) == {200: 10, 429: 70}
-            with ValkeyServer(port=port):
-                until(lambda: _seen(gateway, key) == "40")
+            server.start()
+            until(lambda: _seen(gateway, key) == "40")
+            assert statuses([gateway], key, 80, CHAT) == {429: 80}, "the minute that was used up goes on"
 
     def test_a_slot_is_held_by_the_process_while_redis_is_gone(self, start_gateway: StartGateway) -> None:
-        server = ValkeyServer()
-        server.start()
         script = Held(after_blocks=1)
-        with scripted_pod(script) as pod:
-            gateway = start_gateway(pod, redis_url=server.connection_url)
+        with scripted_pod(script) as pod, run_valkey() as server:
+            gateway = start_gateway(pod, redis_url=server.url)
             key = key_with(gateway, concurrent=4)
-            server.stop()
+            server.kill()
             with gateway.client(key=key) as client:
                 with asking(gateway, key, streamed=True):
                     assert script.reached.acquire(timeout=30)
                     assert client.post(PATH, json=CHAT).status_code == 429
                 until(lambda: client.post(PATH, json=CHAT).status_code == 200, seconds=3)
+
+    def test_a_budget_survives_the_loss_of_all_that_redis_has(self, start_gateway: StartGateway) -> None:
+        with scripted_pod(spends_all) as pod, run_valkey() as server:
+            gateway = start_gateway(pod, redis_url=server.url)
+            plenty = {"requests_per_minute": 10**6, "tokens_per_minute": 10**9}
+            with gateway.client(key=key_with(gateway, tokens_per_month=10**6, **plenty)) as client:
+                assert client.post(PATH, json={**CHAT, "max_tokens": 999_000}).status_code == 200
+                until(
+                    lambda: sum(row["completion_tokens"] for row in client.get("/v1/usage").json()["data"]) == 999_000
+                )
+                with server.client() as redis:
+                    redis.flushall()
+                until(lambda: client.post(PATH, json={**CHAT, "max_tokens": 1}).status_code == 429)
+                refused = client.post(PATH, json={**CHAT, "max_tokens": 100}).json()["error"]
+                assert refused["code"] == "insufficient_quota"
 
 
 def _seen(gateway: RunningGateway, key: str) -> str:
