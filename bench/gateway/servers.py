@@ -133,6 +133,8 @@ def forebay(place: Place, *, workers: int = 1) -> Iterator[Server]:
         "jwt_secret": secrets.token_hex(32),
         "key_secret": secrets.token_hex(32),
         "request_timeout": 600,
+        "drain_delay": 0,
+        "shutdown_grace": 1,
         "prices": json.dumps(PRICES),
     }
     environment = {f"FOREBAY_{name.upper()}": str(value) for name, value in settings.items()}

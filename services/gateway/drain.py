@@ -27,6 +27,7 @@ import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
 from services.common.settings import GatewaySettings
+from services.gateway.outgoing import Outgoing
 
 log = logging.getLogger("forebay.drain")
 IDLE = 0.5
@@ -81,9 +82,12 @@ class Worker(GeventWorker):  # type: ignore[misc]
         greenlet = gevent.getcurrent()
         self._idle.pop(sock, None)
         self._busy.add(greenlet)
+        outgoing = Outgoing(sock)
         try:
-            super().handle_request(listener_name, req, sock, addr)
+            super().handle_request(listener_name, req, outgoing, addr)
         finally:
+            with suppress(OSError):
+                outgoing.flush()
             self._busy.discard(greenlet)
             self._idle[sock] = time.monotonic()
         if self._cut:
