@@ -6,13 +6,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from services.gateway.openapi.operation import Good, Operation
+from services.gateway.openapi.operation import CSV, Good, Operation
 from services.gateway.routes.admin import audit, keys, tenants, usage, users
 from services.gateway.routes.admin.desk import Shown, TenantPage
 
 
-def _reads(path: str, summary: str, schema: type[Shown], query: type[BaseModel] | None = None) -> Operation:
-    good = Good("A page of the list" if query else "As it is", schema, many=query is not None)
+def _reads(
+    path: str, summary: str, schema: type[Shown], query: type[BaseModel] | None = None, text: str | None = None
+) -> Operation:
+    good = Good("A page of the list" if query else "As it is", schema, text=text, many=query is not None)
     errors = (404,)
     return Operation(
         "GET", f"/admin{path}", summary, "Administration", (good,), query=query, scope="admin", errors=errors
@@ -67,7 +69,7 @@ ADMINISTRATION = (
         _made(keys.KeyCreated),
         keys.Rotation,
     ),
-    _reads("/usage", "Sum up what was used, and what it cost", usage.UsageShown, usage.UsageQuery),
+    _reads("/usage", "Sum up what was used, and what it cost", usage.UsageShown, usage.UsageQuery, CSV),
     Operation(
         "GET",
         "/admin/requests/{request_id}",

@@ -25,6 +25,7 @@ HEADERS = {
     "X-Forebay-Timeout": "Seconds that the request may take, where less than the route's own time-out is wanted.",
     "X-Forebay-Session": "Requests of one session go to the same pod where that can be.",
     "Cache-Control": "`no-cache` asks for a fresh answer, `no-store` for one that is not kept either.",
+    "Last-Event-ID": "The last event of a stream that broke off: what came after it is sent.",
     "Idempotency-Key": "The same request with the same key is done once, and answered the same again. 409 for another.",
 }
 ERRORS = {
@@ -146,6 +147,8 @@ def _good(good: Good) -> dict[str, Any]:
         content[EVENTS] = {
             "schema": {"type": "string", "description": f"With `stream`: events, of each the data is a {each}."}
         }
+    if good.text is not None:
+        content[good.text] = {"schema": {"type": "string"}}
     return {"description": good.description, "content": content}
 
 

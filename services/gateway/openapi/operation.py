@@ -10,6 +10,7 @@ from pydantic import BaseModel
 Method = Literal["GET", "POST", "PATCH", "DELETE"]
 JSON = "application/json"
 EVENTS = "text/event-stream"
+CSV = "text/csv; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
 
 
@@ -24,6 +25,8 @@ class Good:
     """Its media type; None for no body."""
     stream: type[BaseModel] | None = None
     """The `data` of each event, where the request asks for a stream."""
+    text: str | None = None
+    """A media type by which it is also had, where the query asks for that."""
     many: bool = False
     """Whether it is a page of a list of such bodies."""
 

@@ -7,12 +7,20 @@ from pydantic import Field
 from services.common.wire import ChatRequest, CompletionRequest
 from services.gateway.openapi import answers
 from services.gateway.openapi.administration import ADMINISTRATION
-from services.gateway.openapi.operation import EVENTS, TEXT, Good, Operation
+from services.gateway.openapi.operation import CSV, EVENTS, TEXT, Good, Operation
 from services.gateway.routes.admin.usage import OwnUsageQuery, UsageShown
 from services.gateway.routes.guide import GuideQuery, GuideRequest
 from services.gateway.routes.login import LoginRequest, LogoutRequest
 
-CALL = ("X-Request-Id", "traceparent", "X-Forebay-Timeout", "X-Forebay-Session", "Cache-Control", "Idempotency-Key")
+CALL = (
+    "X-Request-Id",
+    "traceparent",
+    "X-Forebay-Timeout",
+    "X-Forebay-Session",
+    "Cache-Control",
+    "Idempotency-Key",
+    "Last-Event-ID",
+)
 """What each route that generates reads."""
 REFUSED = (404, 409, 429, 502, 503, 504)
 """What each route that generates may refuse with."""
@@ -70,7 +78,7 @@ GENERATION = (
         "/v1/usage",
         "Sum up what you used, and what it cost",
         "OpenAI",
-        (Good("A page of the list", UsageShown, many=True),),
+        (Good("A page of the list", UsageShown, text=CSV, many=True),),
         query=OwnUsageQuery,
         scope="inference",
         errors=(503,),
