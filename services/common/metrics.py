@@ -123,10 +123,16 @@ class GatewayMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.semantic = Counter(
+            "forebay_gateway_semantic_lookups_total",
+            "Look-ups in the semantic cache by result: hit, miss, failed (no embedding in time).",
+            ["result"],
+            registry=registry,
+        )
         self.saved_tokens = Counter(
             "forebay_gateway_saved_tokens_total",
             "Tokens of answers that were there already: hit (response cache), coalesced (of an identical call at the "
-            "same time), replayed (sent or asked for again), resumed (the part that another run had generated).",
+            "same time), replayed (sent or asked for again), semantic (of a question nearly the same), resumed (the part that another run had generated).",
             ["model", "tenant", "source"],
             registry=registry,
         )
@@ -215,6 +221,12 @@ class GatewayMetrics:
             "Calls of gateways that died, by outcome: orphaned (a pod knew the counts), gateway_lost (none did), known "
             "(the ledger had them already).",
             ["outcome"],
+            registry=registry,
+        )
+        self.accounts_down = Gauge(
+            "forebay_gateway_database_down",
+            "1 while the accounts' database cannot be reached: known keys go on for a while, others get 503.",
+            multiprocess_mode="livemax",
             registry=registry,
         )
         self.cache_down = Gauge(

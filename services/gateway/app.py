@@ -27,6 +27,7 @@ from services.gateway.moderation import Moderator
 from services.gateway.parts import Gateway
 from services.gateway.prices import Prices
 from services.gateway.recall.flights import Flights
+from services.gateway.recall.semantic import Semantic
 from services.gateway.routes import admin, description, guide, login, openai
 from services.gateway.routes.admin.usage import register_own
 from services.gateway.spans import Spans
@@ -83,6 +84,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         ),
         tapes=tapes,
         flights=Flights(tapes),
+        semantic=Semantic(connection, settings, metrics) if settings.semantic_cache_url and settings.cache_ttl else None,
         fleet=fleet,
         spans=Spans(settings.tracing_url) if settings.tracing_url else None,
         hold=Hold(fleet, metrics, timeout=settings.hold_timeout, most=settings.hold_max),

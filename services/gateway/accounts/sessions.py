@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 from gevent import Timeout, monkey
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolExhausted
 from sqlalchemy.orm import Session, sessionmaker
@@ -38,6 +38,20 @@ class Sessions:
         self._clock = clock
         self._remote = engine.dialect.name != "sqlite"
         self._retry_at: float | None = None
+
+    @property
+    def down(self) -> bool:
+        """Whether the last transaction could not reach the server."""
+        return self._retry_at is not None
+
+    def ping(self) -> None:
+        """Looks whether the database answers.
+
+        Raises:
+            AccountsUnavailable: it does not.
+        """
+        with self.read() as session:
+            session.execute(select(1))
 
     @contextmanager
     def read(self) -> Iterator[Session]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -17,9 +17,9 @@ from sqlalchemy import Engine, delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from services.cache.windows import LIMITS
 from services.common.errors import Conflict, InvalidRequest, NotFound
 from services.gateway.accounts.audit import Answers, AuditLog
+from services.gateway.accounts.changes import KEY_CHANGES, RIGHTS, TENANT_CHANGES, USER_CHANGES, apply, known
 from services.gateway.accounts.credentials import key_prefix, keyed_hash, matches, mint_key, off_loop
 from services.gateway.accounts.sessions import Sessions
 from services.gateway.accounts.tables import ID, Key, RevokedToken, Role, Scope, Tenant, User, unix_now
@@ -29,12 +29,6 @@ PLATFORM = "platform"
 
 TENANT_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 USERNAME = re.compile(r"[a-z0-9][a-z0-9._@+-]{0,127}", re.ASCII)
-
-RIGHTS = frozenset({*LIMITS, "models"})
-TENANT_CHANGES = RIGHTS | {"weight", "share_cache", "disabled"}
-USER_CHANGES = RIGHTS | {"role", "disabled", "password_hash"}
-KEY_CHANGES = RIGHTS | {"name", "scopes", "expires_at", "disabled"}
-MAY_BE_NONE = RIGHTS | {"expires_at"}
 
 Row = TypeVar("Row", Tenant, User, Key)
 Owned = TypeVar("Owned", User, Key)
@@ -84,7 +78,7 @@ class Accounts:
             reason = "must be 1 to 63 lower-case letters, digits and inner hyphens, and not 'other'"
             raise InvalidRequest(f"Invalid value for 'name': {reason}.", param="name")
         return self._insert(
-            Tenant(name=name, **_known(given, TENANT_CHANGES)), f"A tenant named '{name}' exists already.", param="name"
+            Tenant(name=name, **known(given, TENANT_CHANGES)), f"A tenant named '{name}' exists already.", param="name"
         )
 
     def tenants(self, *, only: str | None = None, after: str | None = None, limit: int = 100) -> Sequence[Tenant]:
@@ -111,7 +105,7 @@ class Accounts:
             raise Conflict(f"The tenant '{PLATFORM}' can't be disabled: nobody could enable it.", param="disabled")
         with self.sessions.write() as session:
             tenant = _tenant(session, name)
-            _apply(tenant, _known(changes, TENANT_CHANGES))
+            apply(tenant, known(changes, TENANT_CHANGES))
         return tenant
 
     def delete_tenant(self, name: str) -> Tenant:
@@ -153,8 +147,8 @@ class Accounts:
         if password_hash is None:
             password_hash = self.hash_password(password or "")
         owner = self.tenant(tenant)
-        known = _known(rights, RIGHTS)
-        user = User(tenant_id=owner.id, username=username, password_hash=password_hash, role=role, **known)
+        given = known(rights, RIGHTS)
+        user = User(tenant_id=owner.id, username=username, password_hash=password_hash, role=role, **given)
         return self._insert(user, f"A user named '{username}' exists already.", param="username")
 
     def users(self, *, tenant: str | None = None, after: str | None = None, limit: int = 100) -> Sequence[User]:
@@ -195,9 +189,9 @@ class Accounts:
             changes["password_hash"] = self.hash_password(password)
         with self.sessions.write() as session:
             user = _owned(session, User, identity, tenant)
-            known = _known(changes, USER_CHANGES)
-            _apply(user, known)
-            if not known.keys().isdisjoint({"password_hash", "role", "disabled"}):
+            given = known(changes, USER_CHANGES)
+            apply(user, given)
+            if not given.keys().isdisjoint({"password_hash", "role", "disabled"}):
                 # Computed by the database, so that two changes at once can't cancel each other out.
                 user.token_epoch = User.token_epoch + 1
             session.flush()
@@ -248,7 +242,7 @@ class Accounts:
         """
         with self.sessions.read() as session:
             owner = _tenant(session, tenant)
-        key = Key(tenant_id=owner.id, name=name, scope=_scope(scopes), expires_at=expires_at, **_known(rights, RIGHTS))
+        key = Key(tenant_id=owner.id, name=name, scope=_scope(scopes), expires_at=expires_at, **known(rights, RIGHTS))
         return self._add_key(key, plain or mint_key())
 
     def rotate_key(self, identity: str, *, tenant: str | None = None, overlap: int = 0) -> tuple[Key, str]:
@@ -306,12 +300,12 @@ class Accounts:
         Raises:
             NotFound: no such key in the tenant.
         """
-        known = _known(changes, KEY_CHANGES)
-        if "scopes" in known:
-            known["scope"] = _scope(known.pop("scopes"))
+        given = known(changes, KEY_CHANGES)
+        if "scopes" in given:
+            given["scope"] = _scope(given.pop("scopes"))
         with self.sessions.write() as session:
             key = _owned(session, Key, identity, tenant)
-            _apply(key, known)
+            apply(key, given)
         return key
 
     def revoke_key(self, identity: str, *, tenant: str | None = None) -> Key:
@@ -405,23 +399,6 @@ def _owned(session: Session, kind: type[Owned], identity: str, tenant: str | Non
     if row is None or (tenant is not None and row.tenant.name != tenant):
         raise NotFound(f"There is no such {kind.__name__.lower()}.")
     return row
-
-
-def _known(changes: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    """The changes, all of which must be among `names`; sets and tuples of models as the sorted list that is kept. None
-    for what can't be none is no change."""
-    unknown = changes.keys() - names
-    if unknown:
-        raise TypeError(f"there is nothing named {', '.join(sorted(unknown))} to set")
-    known = {name: value for name, value in changes.items() if value is not None or name in MAY_BE_NONE}
-    if known.get("models") is not None:
-        known["models"] = sorted(known["models"])
-    return known
-
-
-def _apply(row: Tenant | User | Key, changes: Mapping[str, Any]) -> None:
-    for name, value in changes.items():
-        setattr(row, name, value)
 
 
 def _scope(scopes: frozenset[Scope]) -> str:

@@ -80,6 +80,14 @@ def test_known_keys_go_on_and_unknown_ones_are_told_to_come_again(gateway: Runni
     assert "Traceback" not in gateway.log.read_text()
 
 
+def test_a_gauge_says_that_the_database_is_gone_without_any_traffic(gateway: RunningGateway, server: Postgres) -> None:
+    assert gateway.metric("forebay_gateway_database_down") == 0
+    server.kill()
+    until(lambda: gateway.metric("forebay_gateway_database_down") == 1)
+    server.start()
+    until(lambda: gateway.metric("forebay_gateway_database_down") == 0)
+
+
 def test_when_the_database_is_back_everything_is_as_before(gateway: RunningGateway, server: Postgres) -> None:
     with gateway.client() as known, gateway.client(key=mint_key()) as unknown:
         assert ask(known).status_code == 200

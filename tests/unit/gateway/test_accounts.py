@@ -10,12 +10,13 @@ import time
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from threading import Timer
+from typing import Any
 
 import pytest
 from argon2 import PasswordHasher, extract_parameters
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 
 from services.cache.windows import Limits
 from services.common.errors import Conflict, InvalidRequest, NotFound
@@ -70,6 +71,17 @@ def test_two_keys_that_share_a_prefix_are_told_apart(accounts: Accounts, monkeyp
     monkeypatch.setattr("services.gateway.accounts.store.mint_key", twins.pop)
     made = [accounts.create_key("demo", name) for name in ("one", "two")]
     assert [accounts.find_key(plain).name for _, plain in made] == ["one", "two"]
+
+
+def test_a_key_is_looked_up_by_its_public_prefix_alone(accounts: Accounts) -> None:
+    """So what the database does, and how long it takes, can't depend on the secret part."""
+    _, plain = accounts.create_key("demo", "ci")
+    asked: list[Any] = []
+    event.listen(accounts.engine, "before_cursor_execute", lambda *call: asked.append(call[3]))
+    wrong = plain[:12] + mint_key()[12:]
+    for text_of_key in (plain, wrong):
+        accounts.find_key(text_of_key)
+    assert [list(dict(given).values() if isinstance(given, dict) else given) for given in asked] == [[plain[3:11]]] * 2
 
 
 def test_another_key_secret_makes_every_key_unknown(accounts: Accounts, settings: GatewaySettings) -> None:
