@@ -132,7 +132,8 @@ class GatewayMetrics:
         self.saved_tokens = Counter(
             "forebay_gateway_saved_tokens_total",
             "Tokens of answers that were there already: hit (response cache), coalesced (of an identical call at the "
-            "same time), replayed (sent or asked for again), semantic (of a question nearly the same), resumed (the part that another run had generated).",
+            "same time), replayed (sent or asked for again), semantic (of nearly the same question), resumed (the part "
+            "that another run had generated).",
             ["model", "tenant", "source"],
             registry=registry,
         )

@@ -84,7 +84,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         ),
         tapes=tapes,
         flights=Flights(tapes),
-        semantic=Semantic(connection, settings, metrics) if settings.semantic_cache_url and settings.cache_ttl else None,
+        semantic=Semantic(connection, settings, metrics) if settings.semantic_cache_url else None,
         fleet=fleet,
         spans=Spans(settings.tracing_url) if settings.tracing_url else None,
         hold=Hold(fleet, metrics, timeout=settings.hold_timeout, most=settings.hold_max),

@@ -17,6 +17,7 @@ from services.gateway import route
 
 if TYPE_CHECKING:
     from services.gateway.recall.record import Recording
+    from services.gateway.recall.semantic import Meaning
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class Spent:
     seed: int | None = None
     """What pods draw the answer by, where the client gave no seed; None until it is sent to one."""
     recalled: str | None = None
-    """How the answer was there already: hit, coalesced or replayed; None where pods make it for this call."""
+    """How the answer was there already: hit, coalesced, replayed or semantic; None where pods make it for this call."""
     given: int = 0
     """Tokens of the answer that were not generated for this call, which goes on after them."""
     first_token_at: float | None = None
@@ -120,6 +121,8 @@ class Spent:
     cacheable: bool = True
     answer: bytes | None = None
     """The body of an answer that was not streamed."""
+    meaning: Meaning | None = None
+    """What was asked, where the semantic cache is to remember it."""
     recording: Recording | None = None
     """What of the answer is kept for a client that comes back; None for most."""
 

@@ -24,6 +24,7 @@ from services.gateway.upstreams.discover import Fleet
 
 if TYPE_CHECKING:
     from services.gateway.recall.flights import Flights
+    from services.gateway.recall.semantic import Semantic
 
 
 @dataclass(frozen=True)
@@ -47,5 +48,7 @@ class Gateway:
     ledger: Ledger
     tapes: Tapes
     flights: Flights
+    semantic: Semantic | None
+    """None where no embedding service is named."""
     moderator: Moderator | None
     """None where no moderation model is named."""

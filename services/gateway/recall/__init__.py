@@ -5,7 +5,8 @@ What can be there, in the order in which it is looked for:
 - a stream of which the client has a part (`rejoin.reconnect`, by `Last-Event-ID`);
 - the answer to the same request sent before (`idempotency`, by `Idempotency-Key`);
 - the exact answer to the same deterministic request, kept (`exact`), which `admit` has fetched;
-- the same answer, which another call is getting just now (`follow`, `flights`).
+- the same answer, which another call is getting just now (`follow`, `flights`);
+- where it is turned on, the answer to a question of nearly the same meaning (`semantic`).
 
 `record` is what is kept for the first two, `playback` reads what a tape holds. A request that uses none of these makes
 no exchange with Redis here.
@@ -47,6 +48,8 @@ def recall(gateway: Gateway, principal: Principal, call: Call, admission: Admiss
         spent.recalled = "hit"
     elif reply is None and admission.leader is not None:
         reply = follow(gateway, principal, call, admission, spent)
+    elif reply is None and gateway.semantic is not None and admission.flight_key is not None:
+        reply = gateway.semantic.recall(principal, call, spent)
     if reply is not None and spent.recalled is not None:
         spent.cache = spent.recalled
         reply.headers["X-Forebay-Cache"] = spent.recalled
@@ -60,6 +63,8 @@ def seal(
     gateway.flights.end(call, outcome, error)
     if spent.recording is not None:
         spent.recording.end(outcome, error)
+    if spent.meaning is not None and gateway.semantic is not None and outcome == "ok" and admission.answer_key:
+        gateway.semantic.keep(spent.meaning, admission.answer_key)
     if spent.recalled is not None or spent.given:
         saved = spent.saved
         labels = gateway.fleet.label(spent.model or call.model), admission.principal.tenant, spent.recalled or "resumed"

@@ -30,6 +30,7 @@ def replay(call: Call, spent: Spent, kept: bytes) -> Reply:
     spent.usage = Usage.of(body.get("usage"))
     fresh = Answer.new(call.kind, body["model"])
     if call.streamed:
+        spent.answer = kept  # whoever follows the call is given the same
         return Reply(events=iter([sse.Event(data) for data in chunks(call, fresh, body)]))
     spent.answer = sse.dump({**body, "id": fresh.id, "created": fresh.created})
     return Reply(body=spent.answer)
