@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
 from flask import Flask, Request, Response, g, jsonify, request
 from flask.ctx import _AppCtxGlobals
@@ -33,10 +33,16 @@ def create_app(name: str, *, max_body_bytes: int, trouble: Callable[[], str | No
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.strict_slashes = False
     app.before_request(_open)
-    app.after_request(partial(_close, HttpMetrics()))
+    app.after_request(partial(_close, _metrics()))
     app.register_error_handler(Exception, answer_error)
     app.add_url_rule("/healthz", view_func=lambda: _health(trouble()), endpoint="healthz")
     return app
+
+
+@cache
+def _metrics() -> HttpMetrics:
+    """The process's, whose registry takes each name once, however many applications it makes."""
+    return HttpMetrics()
 
 
 def _health(trouble: str | None) -> tuple[Response, int]:
