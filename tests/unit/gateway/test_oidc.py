@@ -212,6 +212,31 @@ def test_a_key_for_one_algorithm_is_not_used_for_another(identify: Identify, iss
         identify(issuer.token("one"))
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [{"n": "!!"}, {"n": 5}, {"n": None}, {"e": ""}, {"kty": "EC"}, {"kty": "EC", "crv": "P-0", "x": "", "y": ""}],
+)
+def test_a_key_that_can_not_be_read_verifies_nothing(
+    identify: Identify, issuer: Issuer, broken: dict[str, Any]
+) -> None:
+    issuer.published[0] |= broken
+    with pytest.raises(NotAuthenticated):
+        identify(issuer.token("one"))
+
+
+def test_a_token_does_not_bring_its_own_key(identify: Identify, issuer: Issuer) -> None:
+    with running_issuer() as stranger:
+        stranger.new_key("one")
+        forged = stranger.token(
+            "one",
+            iss=issuer.url,
+            headers={"jwk": stranger.published[0], "jku": f"{stranger.url}/keys", "x5u": f"{stranger.url}/keys"},
+        )
+        with pytest.raises(NotAuthenticated):
+            identify(forged)
+        assert stranger.requests == []
+
+
 def test_keys_for_encryption_and_secrets_are_not_keys(identify: Identify, issuer: Issuer) -> None:
     issuer.published[0]["use"] = "enc"
     issuer.published.append({"kty": "oct", "kid": "secret", "k": "c2VjcmV0"})
