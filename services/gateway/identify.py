@@ -36,8 +36,8 @@ from services.gateway.identity.tokens import read_token, token_user
 MAX_TRUSTED = 10_000
 """Credentials that a process remembers, about 5 MB of them."""
 
-# The characters of a token after RFC 6750 section 2.1. Longer than any credential of ours is refused unread.
-_BEARER = re.compile(r"\s*bearer\s+([A-Za-z0-9._~+/=-]{1,4096})\s*", re.ASCII | re.IGNORECASE)
+# The characters of a token after RFC 6750 section 2.1. Longer than a header that gunicorn takes is refused unread.
+_BEARER = re.compile(r"\s*bearer\s+([A-Za-z0-9._~+/=-]{1,8192})\s*", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
