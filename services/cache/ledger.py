@@ -145,7 +145,8 @@ class Stream:
         def add(redis: Redis) -> None:
             with redis.pipeline(transaction=False) as pipeline:
                 for entry in entries:
-                    pipeline.xadd(STREAM, dict([entry.fields()]))
+                    fields: dict[Any, Any] = dict([entry.fields()])
+                    pipeline.xadd(STREAM, fields)
                 pipeline.execute()
 
         self._connection.reach(add)

@@ -31,6 +31,10 @@ def alive_key(process: str) -> str:
     return f"forebay:alive:{process}"
 
 
+def _text(name: bytes | str) -> str:
+    return name.decode() if isinstance(name, bytes) else name
+
+
 class Process:
     """This gateway process, to the others. Made once a worker, after the fork."""
 
@@ -73,7 +77,7 @@ class Process:
             CacheDown: Redis is not reachable, so that nobody can tell.
         """
         names = self._connection.reach(lambda redis: redis.smembers(PROCESSES))
-        asked = sorted({name.decode() for name in names} - {self.id})
+        asked = sorted({_text(name) for name in names} - {self.id})
         if not asked:
             return set(), set()
         beats = self._connection.reach(lambda redis: redis.mget([alive_key(one) for one in asked]))

@@ -50,6 +50,13 @@ class Leg:
     """How it ended, as the metrics name it; None while it runs."""
     ended: float = 0.0
 
+    def used(self) -> Usage:
+        """What it has used so far, or in the end."""
+        if self.usage is not None:
+            return self.usage
+        assert self.count is not None
+        return self.count()
+
 
 class Calls:
     """The calls of this pod by id. All methods may be called from any thread."""
@@ -99,8 +106,7 @@ class Calls:
             if legs is None:
                 return None
             self._changed.wait_for(lambda: all(leg.outcome is not None for leg in legs), timeout=wait)
-            counts = [leg.usage or leg.count() for leg in legs if leg.usage is not None or leg.count is not None]
-            return any(leg.outcome is None for leg in legs), legs[-1].outcome, whole(counts)
+            return any(leg.outcome is None for leg in legs), legs[-1].outcome, whole([leg.used() for leg in legs])
 
     def _forget(self) -> None:
         """Drops what has ended long ago, the oldest first; of too many also what has just ended."""

@@ -84,7 +84,7 @@ def _query(question: Question, after: str | None) -> Select[Any]:
 
 
 def _shown(question: Question, row: Row) -> Row:
-    group = {name: row[GROUPS[name].name] for name in question.groups}
+    group: Row = {name: row[GROUPS[name].name] for name in question.groups}
     shown: Row = {"id": _id(list(group.values())), **group}
     if "day" in shown:
         shown["day"] = (EPOCH + timedelta(days=shown["day"])).isoformat()

@@ -20,7 +20,7 @@ NOUNS = (tenants, users, keys, usage, audit)
 def blueprint(accounts: Accounts, identifier: Identifier, books: Books | None = None) -> Blueprint:
     """The admin routes over these accounts, and over the ledger in the same database."""
     routes = Blueprint("admin", __name__, url_prefix="/admin")
-    desk = Desk(accounts, identifier, books or open_books(accounts.engine.url))
+    desk = Desk(accounts, identifier, books or open_books(accounts.engine.url.render_as_string(hide_password=False)))
 
     @routes.before_request
     def _only_admins() -> None:
