@@ -90,8 +90,10 @@ def call(client: httpx2.Client, *numbers: int, stream: bool = False) -> None:
 @contextmanager
 def opened(url: str) -> Iterator[Books]:
     books = open_books(url)
-    yield books
-    books.close()
+    try:
+        yield books
+    finally:
+        books.close()
 
 
 def requests_in(books: Books) -> list[str]:
@@ -222,7 +224,7 @@ def test_while_sql_is_gone_calls_go_on_and_follow(
         postgres.freeze()
         try:
             call(client, 2, 3)
-            assert redis.xlen(STREAM) == 2
+            until(lambda: redis.xlen(STREAM) == 2)
         finally:
             postgres.thaw()
         until(lambda: requests_in(books) == ids(1, 2, 3))
@@ -241,6 +243,7 @@ def test_redis_is_killed_while_calls_wait_for_sql_and_keeps_them(
         postgres.freeze()
         try:
             call(client, 2, 3)
+            until(lambda: redis.xlen(STREAM) == 2)
             cache.kill()
             call(client, 4)
             cache.start()
