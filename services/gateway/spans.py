@@ -90,4 +90,4 @@ class Spans:
 
     def stop(self) -> None:
         """Sends what is left, for `TIMEOUT` at most."""
-        self._processor.shutdown()
+        self._processor.shutdown()  # type: ignore[no-untyped-call]
