@@ -144,7 +144,6 @@ class TestRetries:
             pass
         assert dispatcher.ask({}).error is None
 
-
     def test_many_pods_that_are_gone_at_once_are_no_pods_and_not_many_tries(self, start: Start) -> None:
         """So that the call is held for the first one that comes back."""
         with ExitStack() as stack:
