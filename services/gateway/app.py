@@ -36,7 +36,7 @@ from services.gateway.upstreams.discover import Fleet
 from services.gateway.upstreams.resolve import Source
 from services.web.edge import create_app as create_edge
 
-LEDGER_GRACE = 2.0
+LEDGER_GRACE = 1.0
 """Seconds in which a worker that ends writes what it has for the ledger."""
 
 

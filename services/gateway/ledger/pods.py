@@ -40,10 +40,11 @@ def ask(pod: Upstream, identities: Sequence[str]) -> dict[str, Known]:
         Silent: it does not answer.
     """
     body = _exchange(pod, "POST", "/internal/calls", ASK_TIMEOUT, json.dumps({"ids": list(identities)}).encode())
+    said = body.get("calls") if isinstance(body, dict) else None
     found = {}
-    for one in (body or {}).get("calls", ()):
+    for one in said if isinstance(said, list) else ():
         if (known := _known(pod, one)) is not None:
-            found[one["id"]] = known
+            found[str(one.get("id"))] = known
     return found
 
 

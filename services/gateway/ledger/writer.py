@@ -50,6 +50,8 @@ class Ledger:
         self._metrics = metrics
         self._retention_days = retention_days
         self._spooled: deque[Entry] = deque()
+        self._entering: list[Entry] = []
+        """Those of them that SQL is asked to take just now, and may have taken."""
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
@@ -74,8 +76,8 @@ class Ledger:
             self._thread.join(grace)
         while time.monotonic() < deadline and self._guarded(self.write_some):
             pass
-        while self._spooled:
-            self._lose(self._spooled.popleft(), "the gateway ends")
+        self._leave_behind([*self._entering, *self._spooled])
+        self._spooled.clear()
         self._guarded(self._stream.leave)
         self._show_spool()
 
@@ -147,6 +149,7 @@ class Ledger:
         """Enters what is here; where SQL is gone and Redis back, puts it where it would have been."""
         while self._spooled:
             batch = [self._spooled.popleft() for _ in range(min(BATCH, len(self._spooled)))]
+            self._entering = batch
             try:
                 self._enter_spooled(batch)
             except BooksClosed:
@@ -154,9 +157,20 @@ class Ledger:
                     self._stream.add(batch)
                 except CacheDown:
                     self._spooled.extendleft(reversed(batch))
-                raise
-            finally:
+                self._entering = []
                 self._show_spool()
+                raise
+            self._entering = []
+            self._show_spool()
+
+    def _leave_behind(self, entries: list[Entry]) -> None:
+        """The end of a gateway that SQL keeps waiting: Redis takes what is here, else the log."""
+        try:
+            if entries:
+                self._stream.add(entries)
+        except CacheDown:
+            for entry in entries:
+                self._lose(entry, "the gateway ends")
 
     def _enter_spooled(self, batch: list[Entry]) -> None:
         rows, entries = [], []

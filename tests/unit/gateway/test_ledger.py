@@ -302,3 +302,23 @@ def test_rows_are_kept_as_long_as_the_settings_say(books: Books, valkey: ValkeyS
     assert len(kept.written()) == 4
     make_writing(books, valkey.connection_url, retention_days=30).ledger._chores()
     assert kept.written() == ["1-days", "29-days"]
+
+
+def test_a_writer_that_ends_while_sql_hangs_leaves_what_it_has_to_redis(
+    writing: Writing, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, go_on = threading.Event(), threading.Event()
+
+    def hang(_rows: Any) -> int:
+        hanging.set()
+        go_on.wait(30)
+        raise BooksClosed
+
+    monkeypatch.setattr(writing.books, "enter", hang)
+    writing.ledger.spool(named("a"))
+    writing.ledger.start()
+    assert hanging.wait(10)
+    writing.ledger.spool(named("b"))
+    writing.ledger.stop(0.1)
+    assert [Entry.of(fields).id for _, fields in redis.xrange(STREAM)] == ["a", "b"]
+    go_on.set()
