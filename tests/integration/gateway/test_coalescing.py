@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -200,6 +201,27 @@ def test_a_refusal_of_the_leader_is_that_of_all(
         told = {(one.status_code, one.json()["error"]["code"], one.headers["retry-after"]) for one in answers}
         assert told == {(status, code, "7")}
         assert len(asked) == 1
+
+
+def test_a_request_that_nobody_joins_makes_two_exchanges_and_no_tape(
+    start_gateway: StartGateway, server: ValkeyServer
+) -> None:
+    with scripted_pod(Counting()) as url, Redis.from_url(server.connection_url) as redis:
+        gateway = start_gateway(url, redis_url=server.connection_url)
+
+        def calls(*names: str) -> int:
+            told: Any = redis.info("commandstats")
+            return sum(told.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in names)
+
+        post(gateway, 3, stream=True)  # loads the scripts
+        until(lambda: leases(server) == 0)
+        before = calls("evalsha", "eval")
+        for number in range(4, 9):
+            post(gateway, number, stream=number % 2 == 0)
+        until(lambda: leases(server) == 0)
+        assert calls("evalsha", "eval") - before == 2 * 5
+        assert calls("publish") == 0
+        assert not [*redis.scan_iter("forebay:tape:*")]
 
 
 class TestTenants:
