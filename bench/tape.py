@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 from redis import Redis
@@ -37,7 +37,7 @@ def main() -> None:
         rounds, taken = int(SECONDS / FLUSH_INTERVAL), int(PER_SECOND * FLUSH_INTERVAL)
         relaying = writing = 0.0
         for _ in range(rounds):
-            relaying += _timed(lambda: [one.relay(taken) for one in streams])
+            relaying += _timed(lambda: [list(one.relay(taken)) for one in streams])
             writing += _timed(tapes.flush)
         chunks = STREAMS * rounds * taken
         with Redis.from_url(server.connection_url) as redis:
@@ -70,10 +70,10 @@ class _Stream:
         assert reply.events is not None
         self._frames = reply.frames(reply.events, sse.Event.frame)
 
-    def relay(self, count: int) -> None:
+    def relay(self, count: int) -> Iterator[bytes]:
         for _ in range(count):
             self._spent.token_ids.append(7)
-            next(self._frames)
+            yield next(self._frames)
 
 
 def _timed(work: Callable[[], Any]) -> float:

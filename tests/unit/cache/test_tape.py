@@ -28,9 +28,9 @@ def batch(first: int, *events: bytes) -> Batch:
 class Recorded:
     """A writer whose events a test adds."""
 
-    def __init__(self, key: str, begin: Begin | None = BEGIN) -> None:
+    def __init__(self, key: str, begin: Begin = BEGIN) -> None:
         self.batches: list[Batch] = []
-        self.writer = Writer(key, 60, lambda: self.batches.pop(0) if self.batches else None, begin and (lambda: begin))
+        self.writer = Writer(key, 60, lambda: self.batches.pop(0) if self.batches else None, lambda: begin)
 
 
 @pytest.fixture
