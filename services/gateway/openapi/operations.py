@@ -29,7 +29,16 @@ REFUSED = (404, 409, 429, 502, 503, 504)
 class CacheQuery(GuideQuery):
     """As `/generate` takes it, and greedy where it does not say otherwise."""
 
+    prompt: str = Field("", description="Or `q`.")
     q: str | None = Field(None, description="The prompt, by a shorter name.")
+
+
+class DynamicQuery(GuideQuery):
+    prompt: str = Field("", description="Without one, the model is loaded and nothing answered.")
+
+
+class DynamicRequest(GuideRequest):
+    prompt: str = Field("", description="Without one, the model is loaded and nothing answered.")
 
 
 def _generates(method: str, path: str, summary: str, **more: object) -> Operation:
@@ -120,7 +129,7 @@ GENERATION = (
         "/dynamic",
         "Load a model, or answer a prompt by it",
         tag="Deployment guide",
-        query=GuideQuery,
+        query=DynamicQuery,
         good=(Good("The model and its answer", answers.Loaded),),
     ),
     _generates(
@@ -128,7 +137,7 @@ GENERATION = (
         "/dynamic",
         "Load a model, or answer a prompt by it",
         tag="Deployment guide",
-        body=GuideRequest,
+        body=DynamicRequest,
         good=(Good("The model and its answer", answers.Loaded),),
     ),
 )

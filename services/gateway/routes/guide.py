@@ -14,7 +14,8 @@ from pydantic import ConfigDict, Field
 
 from services.common import sse
 from services.common.errors import UpstreamUnavailable
-from services.common.wire import WireModel, parse_json, validate
+from services.common.wire import MAX_TOKENS, WireModel, parse_json, validate
+from services.gateway import policy
 from services.gateway.call import Reply
 from services.gateway.catalogue import default_model
 from services.gateway.parts import Gateway
@@ -28,12 +29,12 @@ class GuideRequest(WireModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
     prompt: str = Field(min_length=1)
-    model: str | None = Field(None, min_length=1)
-    max_length: int = Field(512, ge=1, description="The most tokens to generate.")
+    model: str | None = Field(None, min_length=1, max_length=256)
+    max_length: int = Field(512, ge=1, le=MAX_TOKENS, description="The most tokens to generate.")
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    seed: int | None = None
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOKENS)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: str | list[str] | None = None
 
 
@@ -78,6 +79,8 @@ def blueprint(gateway: Gateway) -> Blueprint:
             model = default_model(gateway, principal)
         if model is None:
             raise UpstreamUnavailable("No pod is ready at the moment.", retry_after=5)
+        # Looked at again as a message's content, where its refusal would name a field that the client did not send.
+        policy.check({"prompt": asked.prompt}, depth=1, length=gateway.settings.max_text_length)
         rest = asked.model_dump(exclude={"prompt", "model", "max_length"}, exclude_none=True)
         body = {
             "model": model,

@@ -96,6 +96,8 @@ def test_every_refusal_answers_as_described(world: World, document: dict[str, An
         (("POST", "/admin/users"), Sent("/admin/users", body={"username": "x" * 3_000_000}), 413),
         (("POST", "/v1/chat/completions"), Sent("/v1/chat/completions", body={"model": "shared"}), 400),
         (("POST", "/generate"), Sent("/generate", body={"prompt": 5}), 400),
+        (("POST", "/generate"), Sent("/generate", body={"prompt": "hi", "max_length": 2**31}), 400),
+        (("GET", "/dynamic"), Sent("/dynamic", {"prompt": "hi", "seed": str(2**63)}), 400),
         (("POST", "/login"), Sent("/login", body={}), 400),
     ],
 )

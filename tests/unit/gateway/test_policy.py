@@ -20,6 +20,7 @@ from services.common.wire import ChatRequest, CompletionRequest, Kind, parse_jso
 from services.gateway import policy
 from services.gateway.call import Call
 from services.gateway.moderation import Moderator
+from services.gateway.routes.guide import GuideRequest
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -94,6 +95,15 @@ def test_the_path_to_a_deep_value_is_cut_short() -> None:
 
 def test_a_refusal_repeats_nothing_of_the_text() -> None:
     assert "hunter2" not in refused({**CHAT, "user": "hunter2" * 10}, max_text_length=10).message
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_length": 2**31}, {"top_k": 2**31}, {"seed": 2**63}, {"model": "m" * 257}, {"prompt": ""}]
+)
+def test_the_guides_routes_name_the_guides_fields(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        validate(GuideRequest, {"prompt": "hi", **wrong})
+    assert caught.value.param == next(iter(wrong))
 
 
 # HTML
