@@ -24,6 +24,7 @@ log = logging.getLogger("forebay.upstreams")
 LOOKS_AT_ONCE = 32
 HANGS_AFTER = 3
 """Looks in a row without an answer, some nine seconds, after which what runs in a pod is taken elsewhere."""
+MOST_WANTED = 1000
 WANTED_FOR = 60.0
 """Seconds after which a model that nobody has waited for since is no longer wanted."""
 
@@ -129,6 +130,8 @@ class Fleet:
         with self._changed:
             since, last = self._wanted.get(model, (now, now))
             self._wanted[model] = (since if now - last < WANTED_FOR else now, now)
+            if len(self._wanted) > MOST_WANTED:  # names that nobody serves, while it was not known that nobody does
+                del self._wanted[next(iter(self._wanted))]
             while not any(outlook.takes(pod, model, now) for pod in self.upstreams):
                 if now >= until:
                     return False

@@ -20,6 +20,9 @@ REPORT_INTERVAL = 0.1
 TIMES = 8
 """Times to the first byte that are kept of each kind of request."""
 PACE_WEIGHT = 0.1
+NO_FAULT = (503, 504)
+"""Errors that say nothing of a pod: it is not ready for this model, which says nothing of its others, or too full; and
+the deadline was the client's."""
 
 Kind = tuple[str, bool]
 """What is like in its time to the first byte: the model, and whether the answer is streamed."""
@@ -162,7 +165,7 @@ class Attempt:
         if status == 200 and not self.kind[1]:
             pod.took(self.kind, now, now - self.began)
         elif status >= 500:
-            if status != 504:  # the deadline is the client's
+            if status not in NO_FAULT:
                 self.failed()
             return
         self._answered = True

@@ -202,12 +202,12 @@ class TestOutcomes:
         return str(one.breaker.state)
 
     def test_errors_of_the_pod_do(self) -> None:
-        assert {self.state_after(status) for status in (500, 502, 503)} == {"open"}
+        assert {self.state_after(status) for status in (500, 502)} == {"open"}
         assert self.state_after(None, fails=True) == "open"
         assert self.state_after(200, fails=True) == "open", "it broke off in mid-answer"
 
-    def test_errors_of_the_client_a_full_queue_and_a_deadline_do_not(self) -> None:
-        assert {self.state_after(status) for status in (200, 400, 404, 413, 422, 429, 504)} == {"closed"}
+    def test_errors_of_the_client_a_full_queue_a_model_that_loads_and_a_deadline_do_not(self) -> None:
+        assert {self.state_after(status) for status in (200, 400, 404, 413, 422, 429, 503, 504)} == {"closed"}
 
     def test_a_client_that_leaves_says_nothing_of_the_pod(self) -> None:
         assert self.state_after(None) == "closed"
@@ -223,6 +223,17 @@ class TestOutcomes:
         assert str(one.breaker.state) == "closed"
         attempt.failed()
         assert str(one.breaker.state) == "open", "and opens it again if it breaks off after all"
+
+    def test_a_probe_that_is_told_to_come_later_leaves_the_circuit_open_for_the_next(self) -> None:
+        now = NOW
+        one = Upstream("http://a", rules=Rules(in_a_row=1, pause=2), clock=lambda: now)
+        break_down(one)
+        now += 2
+        attempt = one.begin("m", streamed=True)
+        attempt.answered(503, {})
+        attempt.close()
+        assert one.breaker.state == "open"
+        assert one.breaker.blocked_until == now
 
 
 class TestReport:
