@@ -60,6 +60,7 @@ class Engine:
             max_batch=max_batch,
             step_tokens=step_tokens,
             chunk_tokens=chunk_tokens,
+            twice_at=loaded.twice_at,
             prefix_cache=prefix_cache,
         )
         self._meter = Meter(name, metrics, energy)

@@ -5,10 +5,10 @@ What is computed thus can be recorded once and computed again without Python (`t
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from collections.abc import Sequence as Listing
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -80,9 +80,13 @@ class Forward(nn.Module):
 def _zeros(rows: int, columns: int, like: PreTrainedModel) -> Tensor:
     """Zeros, since a masked position still takes part as 0 times its value, which must not be NaN.
 
-    On CPU from numpy, which takes them from the kernel untouched: unlike torch's they become resident when written.
+    On CPU mapped, so that they become resident when written, and in small pages: with large ones, which numpy asks for,
+    one step in some hundred that all layers and heads come to their next page in waits half a second for zeros.
     """
     device, dtype = like.device, like.dtype
     if device.type != "cpu":
         return torch.zeros(rows, columns, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros((rows, columns * dtype.itemsize), dtype=np.uint8)).view(dtype)
+    memory = mmap.mmap(-1, rows * columns * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(rows, columns)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ class Loaded:
     eos_ids: frozenset[int]
     defaults: Sampling
     bytes: int
+    twice_at: float = math.inf
+    """Tokens of context at which a token costs twice what the first one does."""
     quantization: str = "none"
     kernel: str = ""
     """What multiplies the weights."""
@@ -106,6 +109,7 @@ def load(
     make_room(weight_bytes(folder, device))
     model = _map_weights(folder, device, settings.quantization)
     tokenizer = _load_tokenizer(folder)
+    weights = model.num_parameters(exclude_embeddings=True)
     timed("map")
     phase("pack")
     kernel, shapes = _pack(model, tokenizer, settings.quantization)
@@ -114,7 +118,18 @@ def load(
     loaded = _warm_up(model, shapes, tokenizer, adapter_folders, settings=settings, make_room=make_room)
     timed("warm-up")
     loaded.kernel, loaded.quantization, loaded.seconds = kernel, settings.quantization, seconds
+    loaded.twice_at = _twice_at(model, shapes, weights)
     return loaded
+
+
+def _twice_at(model: PreTrainedModel, shapes: Iterable[LayerShape], weights: int) -> float:
+    """The context, in tokens, at which attention takes as long as the products with the weights.
+
+    A token is multiplied once with each weight, and in each query head with each key and value of its context; the
+    latter products run at about half the speed, by measurement.
+    """
+    heads = model.config.get_text_config().num_attention_heads
+    return weights / (2 * sum(heads * (shape.key_dim + shape.value_dim) for shape in shapes))
 
 
 def pick_device(name: str) -> torch.device:

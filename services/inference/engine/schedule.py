@@ -3,7 +3,10 @@
 Prefill and decode are one thing: a sequence has tokens pending, one in the middle of generation, many at the start. A
 step computes the one token of every sequence that generates, and prompts in chunks with what the budget leaves: up to
 `step_tokens` in all, but of prompts only `chunk_tokens` while others generate, since what a chunk takes is how long
-their next tokens wait.
+their next tokens wait; far inside a long prompt fewer, since each attends to more.
+
+A short prompt of a tenant of whom nothing else runs has now and then a step for itself: its first token comes sooner
+by what the others' tokens take, and theirs come no later than with it in one step.
 
 Which prompt is next: a sequence is admitted when the fair queue says so. Among those admitted, the one with the least
 left to compute goes first, since it loses most by waiting; but one step in `OLDEST_EVERY` begins with the prompt that
@@ -63,6 +66,7 @@ class Scheduler:
         max_batch: int,
         step_tokens: int,
         chunk_tokens: int = CHUNK_TOKENS,
+        twice_at: float = math.inf,
         prefix_cache: bool = True,
     ) -> None:
         """
@@ -70,6 +74,7 @@ class Scheduler:
             max_batch: sequences that run at once.
             step_tokens: tokens that one step computes at most.
             chunk_tokens: tokens of prompts that a step computes at most while sequences generate.
+            twice_at: tokens of context at which a token costs twice what the first one does.
             prefix_cache: whether blocks that are computed may be used again.
         """
         self.pool = pool
@@ -77,10 +82,12 @@ class Scheduler:
         # At least one token for everybody who runs, so that none of them can starve.
         self.step_tokens = max(step_tokens, max_batch)
         self.chunk_tokens = max(chunk_tokens, 1)
+        self._twice_at = twice_at
         self._tables = BlockTables(pool, prefix_cache=prefix_cache)
         self.waiting = FairQueue()
         self.running: list[Sequence] = []  # in order of admission
         self._steps = 0
+        self._stood_back = False
 
     @property
     def busy(self) -> bool:
@@ -128,11 +135,17 @@ class Scheduler:
         self._steps += 1
         self._grow()
         self._make_way()
-        work = [Work(sequence, 1) for sequence in self.running if sequence.pending == 1]
-        for decode in work:
+        decodes = [Work(sequence, 1) for sequence in self.running if sequence.pending == 1]
+        if decodes:
+            prefills = self._prefill(min(self.chunk_tokens, self.step_tokens - len(decodes)), self._twice_at)
+        else:
+            prefills = self._prefill(self.step_tokens)
+        self._stood_back = bool(decodes) and not self._stood_back and self._is_newcomer(prefills)
+        if self._stood_back:
+            return prefills
+        for decode in decodes:
             self.waiting.charge(decode.sequence, 1)
-        budget = min(self.chunk_tokens, self.step_tokens - len(work)) if work else self.step_tokens
-        return work + self._prefill(budget)
+        return decodes + prefills
 
     def commit(self, plan: Listing[Work], tokens: Listing[int]) -> None:
         """Records that `plan` was computed and that `tokens` came out of it, one for each work that samples."""
@@ -178,14 +191,22 @@ class Scheduler:
                 self.requeue(victim)
             self._admit(head)
 
-    def _prefill(self, budget: int) -> list[Work]:
-        """Shares `budget` out among the prompts of those who run, and of those whom it admits."""
+    def _is_newcomer(self, prefills: Listing[Work]) -> bool:
+        """Whether the first token of a tenant of whom nothing else runs comes out of these."""
+        return any(work.samples and self.waiting.tenant(work.sequence).running == 1 for work in prefills[:1])
+
+    def _prefill(self, budget: float, twice_at: float = math.inf) -> list[Work]:
+        """Shares `budget` tokens out among the prompts of those who run, and of those whom it admits.
+
+        Args:
+            twice_at: tokens of context at which a token counts twice.
+        """
         work: list[Work] = []
         computing: set[bytes] = set()
         passed: set[Sequence] = set()
         begun = self._begun()
         admitting = True
-        while budget > 0:
+        while budget >= 1:
             head = self._candidate(passed, computing) if admitting else None
             if head and self._is_before(head, begun):
                 if not self._fits(head):
@@ -200,12 +221,13 @@ class Scheduler:
                     continue
             else:
                 break
-            count = self._chunk(sequence, budget, first=not work)
+            price = 1 + sequence.computed / twice_at
+            count = self._chunk(sequence, max(1, int(budget / price)), first=not work)
             if not count:
                 break
             work.append(Work(sequence, count))
             self.waiting.charge(sequence, count)
-            budget -= count
+            budget -= count * price
             size = self.pool.size
             computing.update(sequence.keys[sequence.computed // size : -(-(sequence.computed + count) // size)])
         return work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from itertools import count
 
@@ -34,10 +35,11 @@ def scheduler(
     max_batch: int = 4,
     step_tokens: int = 16,
     chunk_tokens: int = 16,
+    twice_at: float = math.inf,
     cache: bool = True,
 ) -> Scheduler:
-    pool = BlockPool(blocks, size)
-    return Scheduler(pool, max_batch=max_batch, step_tokens=step_tokens, chunk_tokens=chunk_tokens, prefix_cache=cache)
+    pool, sizes = BlockPool(blocks, size), {"max_batch": max_batch, "step_tokens": step_tokens}
+    return Scheduler(pool, **sizes, chunk_tokens=chunk_tokens, twice_at=twice_at, prefix_cache=cache)
 
 
 def following(ids: list[int]) -> int:
@@ -102,6 +104,7 @@ class SchedulerLife(RuleBasedStateMachine):
         max_batch=st.integers(1, 5),
         step_tokens=st.integers(1, 12),
         chunk_tokens=st.integers(1, 8),
+        twice_at=st.sampled_from([math.inf, 3.0]),
         cache=st.sampled_from([True, True, True, False]),
     )
     def build(self, **given: int) -> None:
@@ -245,6 +248,40 @@ class TestStep:
         steps = [{work.sequence: work.count for work in step(under)} for _ in range(5)]
         assert steps == [{first: 1, long: 8}] * 5
         assert long.generated == 1
+
+    def test_chunks_shrink_far_inside_a_long_prompt(self) -> None:
+        under = scheduler(blocks=128, size=4, step_tokens=64, chunk_tokens=16, twice_at=32)
+        first, long = sequence(3, 200), sequence(300)
+        under.add(first)
+        step(under)
+        under.add(long)
+        counts = []
+        while long.pending > 1:
+            counts += [work.count for work in step(under) if work.sequence is long]
+        assert counts[:3] == [16, 8, 8]
+        assert counts[-1] <= 4
+
+    def test_the_first_token_of_a_newcomer_does_not_wait_for_tokens_of_others(self) -> None:
+        under = scheduler(blocks=64, step_tokens=64, chunk_tokens=16)
+        greedy = [sequence(3, 20, salt="greedy") for _ in range(3)]
+        for one in greedy:
+            under.add(one)
+        step(under)
+        light = sequence(10, 20, salt="light")
+        under.add(light)
+        assert [work.sequence for work in step(under)] == [light]
+        assert {work.sequence for work in step(under)} == {light, *greedy}
+
+    def test_newcomers_that_keep_coming_take_no_more_than_every_second_step_from_others(self) -> None:
+        under = scheduler(blocks=64, step_tokens=64, chunk_tokens=16)
+        steady = sequence(3, 20, salt="steady")
+        under.add(steady)
+        step(under)
+        steps = []
+        for number in range(8):
+            under.add(sequence(5, 1, salt=f"tenant-{number}"))
+            steps.append(steady in {work.sequence for work in step(under)})
+        assert steps == [False, True] * 4
 
     def test_chunks_end_where_blocks_end(self) -> None:
         under = scheduler(blocks=64, size=4, max_batch=2, step_tokens=64, chunk_tokens=10)
