@@ -261,6 +261,14 @@ def test_a_tenants_admin_reads_what_happened_to_its_tenant_alone(
     assert client.get("/admin/audit?tenant=nowhere", headers=demo_admin).status_code == 403
 
 
+def test_the_name_of_a_deleted_tenant_is_not_given_to_another(client: FlaskClient, operator: Headers) -> None:
+    """Or the other one's admins would read, by its name, what was used and done in the first."""
+    client.patch("/admin/tenants/demo", json={"disabled": True}, headers=operator)
+    assert client.delete("/admin/tenants/demo", headers=operator).status_code == 200
+    answer = client.post("/admin/tenants", json={"name": "demo"}, headers=operator)
+    assert (answer.status_code, answer.get_json()["error"]["param"]) == (409, "name")
+
+
 def test_nobody_can_change_the_log(app: Flask) -> None:
     methods = {method for rule in app.url_map.iter_rules() if "audit" in rule.rule for method in rule.methods or ()}
     assert methods == {"GET", "HEAD", "OPTIONS"}

@@ -67,6 +67,10 @@ def register(routes: Blueprint, desk: Desk) -> None:
         given = read_body(NewTenant).model_dump(exclude_unset=True)
 
         def perform() -> Written:
+            if accounts.audit.entries(tenant=given["name"], action="tenant.delete", limit=1):
+                raise Conflict(
+                    "There was a tenant of this name, which is in the ledger and the audit log for good.", param="name"
+                )
             tenant = accounts.create_tenant(**given)
             return Written("tenant.create", tenant.id, tenant.name, TenantShown.of(tenant), 201, detail=given)
 
