@@ -116,7 +116,7 @@ class _Slot:
         if not (0 < len(given) <= 255 and given.isascii() and given.isprintable()):
             raise InvalidRequest(f"{HEADER} must be 1 to 255 printable ASCII characters.", param=HEADER)
         hashed = desk.accounts.keyed_hash
-        name = f"{me().subject} {given}"
+        name = f"{me().tenant_id} {me().subject} {given}"
         what = f"{request.method} {request.full_path} {sha256(request.get_data()).hexdigest()}"
         seal = urlsafe_b64encode(bytes.fromhex(hashed("seal", name)))
         return cls(desk, hashed("write", name), hashed("fingerprint", what), Fernet(seal))
