@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ OTHER = "key:" + "2" * 28
 
 
 @pytest.fixture
-def books(accounts: Accounts) -> Books:
+def books(accounts: Accounts) -> Iterator[Books]:
     """Four calls: two of one key, one of another key a day later, and one of another tenant, of unknown energy."""
     opened = open_books(accounts.engine.url)
     entries = [
@@ -38,7 +39,8 @@ def books(accounts: Accounts) -> Books:
         replace(ENTRY, id="d", tenant="acme", subject="user:u", energy_joules=None, request_id="twice"),
     ]
     opened.enter([row_of(entry) for entry in entries])
-    return opened
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

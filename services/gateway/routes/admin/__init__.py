@@ -10,7 +10,7 @@ from flask import Blueprint, g, request
 
 from services.gateway.accounts import Accounts
 from services.gateway.identify import Identifier, require
-from services.gateway.ledger import Books, open_books
+from services.gateway.ledger import Books
 from services.gateway.routes.admin import audit, keys, tenants, usage, users
 from services.gateway.routes.admin.desk import Desk
 
@@ -20,7 +20,7 @@ NOUNS = (tenants, users, keys, usage, audit)
 def blueprint(accounts: Accounts, identifier: Identifier, books: Books | None = None) -> Blueprint:
     """The admin routes over these accounts, and over the ledger in the same database."""
     routes = Blueprint("admin", __name__, url_prefix="/admin")
-    desk = Desk(accounts, identifier, books or open_books(accounts.engine.url.render_as_string(hide_password=False)))
+    desk = Desk(accounts, identifier, books or Books(accounts.engine))
 
     @routes.before_request
     def _only_admins() -> None:
