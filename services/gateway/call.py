@@ -92,6 +92,8 @@ class Spent:
     """Why that pod: the choice's reason, `hold` while there is none."""
     queue: int | None = None
     """Requests that waited in that pod when it was chosen; None where it does not say."""
+    moderated: bool = False
+    """Whether the moderation model, where there is one, has let it pass already."""
     cache: str = "bypass"
     """What the response cache did: hit, miss, bypass, or the way that the answer was shared."""
     held: float = 0.0

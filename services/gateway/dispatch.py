@@ -25,7 +25,7 @@ def dispatch(gateway: Gateway, principal: Principal, call: Call, spent: Spent) -
     Raises:
         ApiError: there is none, as `Trip.go_on` says. A stream that has begun ends with an error event instead.
     """
-    if gateway.moderator is not None:
+    if gateway.moderator is not None and not spent.moderated:
         gateway.moderator.ask(call)
     trip = Trip(gateway, principal, call, _body_for_pods(call, principal), spent)
     try:

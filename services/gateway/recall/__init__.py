@@ -49,6 +49,9 @@ def recall(gateway: Gateway, principal: Principal, call: Call, admission: Admiss
     elif reply is None and admission.leader is not None:
         reply = follow(gateway, principal, call, admission, spent)
     elif reply is None and gateway.semantic is not None and admission.flight_key is not None:
+        if gateway.moderator is not None:
+            gateway.moderator.ask(call)  # what was asked about was another question
+            spent.moderated = True
         reply = gateway.semantic.recall(principal, call, spent)
     if reply is not None and spent.recalled is not None:
         spent.cache = spent.recalled

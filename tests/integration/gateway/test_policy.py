@@ -9,6 +9,7 @@ import pytest
 
 from tests.integration.gateway.conftest import StartGateway
 from tests.integration.gateway.scripts import hello
+from tests.integration.gateway.test_semantic import post, semantic
 from tests.unit.gateway.scripted_pod import Handler, scripted_pod
 from tests.unit.gateway.test_policy import moderation_service, words
 
@@ -54,6 +55,15 @@ def test_what_the_moderation_model_flags_reaches_no_pod_and_no_log(start_gateway
     log = gateway.log.read_text()
     assert "bomb" not in log
     assert '"moderation": ["violence"]' in log
+
+
+def test_a_question_is_asked_about_before_another_ones_answer_is_given(start_gateway: StartGateway) -> None:
+    with moderation_service(words) as (url, asked), semantic(start_gateway, moderation_url=url) as (gateway, pod, _):
+        letters = [post(gateway, text) for text in ("mobb", "obmb", "bomb")]
+    assert [answer.headers.get("x-forebay-cache") for answer in letters[:2]] == ["miss", "semantic"]
+    assert error_of(letters[2]) == (400, "content_policy_violation", "messages")
+    assert [body["input"] for body in asked] == [["mobb"], ["obmb"], ["bomb"]], "each once"
+    assert len(pod.bodies) == 1
 
 
 @pytest.mark.parametrize(("failure", "status"), [("closed", 503), ("open", 200)])
