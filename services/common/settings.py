@@ -119,8 +119,8 @@ class GatewaySettings(CommonSettings):
     load_bound: float = Field(
         1.25,
         ge=1,
-        description="How many times the average load a pod may have that a conversation returns to, as the KV cache has "
-        "its beginning there; above it another pod takes the request. 1 spreads most evenly.",
+        description="How many times the average load a pod may have that a conversation returns to, as the KV cache "
+        "has its beginning there; above it another pod takes the request. 1 spreads most evenly.",
     )
     retry_budget: float = Field(
         0.2, ge=0, description="Requests sent to a second pod, as a part of all requests, beside ten a second."
@@ -147,8 +147,8 @@ class GatewaySettings(CommonSettings):
     jwt_secret: SecretStr = Field(description="Signs log-in tokens. Needed; 32 bytes or more.", min_length=32)
     jwt_former_secrets: SecretStr | None = Field(
         None,
-        description="Secrets that signed log-in tokens before, which are still accepted: separated by spaces, commas or "
-        "line breaks, 32 bytes or more each.",
+        description="Secrets that signed log-in tokens before, which are still accepted: separated by spaces, commas "
+        "or line breaks, 32 bytes or more each.",
     )
     key_secret: SecretStr = Field(
         description="Keys the hashes of API keys and the tenants' cache salts. Needed; 32 bytes or more.", min_length=32
@@ -171,8 +171,8 @@ class GatewaySettings(CommonSettings):
     trusted_proxies: int = Field(
         0,
         ge=0,
-        description="Proxies in front of the gateway that append to `X-Forwarded-For`; the client's address is what the "
-        "outermost of them saw. 0 takes the connection's own.",
+        description="Proxies in front of the gateway that append to `X-Forwarded-For`; the client's address is what "
+        "the outermost of them saw. 0 takes the connection's own.",
     )
     oidc_issuer: str | None = Field(
         None, description="URL of an OpenID Connect issuer whose tokens are accepted; https, or http on loopback."
@@ -218,8 +218,8 @@ class GatewaySettings(CommonSettings):
     prices: dict[str, Price] = Field(
         {},
         description="What models cost, as JSON: a price for a million tokens of each kind, `*` for models that have "
-        'none, as in `{"small": {"input": 0.5, "cached_input": 0.05, "output": 1.5}, "*": {"output": 1}}`. Without one they '
-        "cost nothing.",
+        'none, as in `{"small": {"input": 0.5, "cached_input": 0.05, "output": 1.5}, "*": {"output": 1}}`. Without one '
+        "they cost nothing.",
     )
     default_max_tokens: int = Field(1024, ge=1, description="`max_tokens` of a request that names none.")
     cache_ttl: int = Field(3600, ge=0, description="Seconds a cached answer is kept; 0 turns the response cache off.")
