@@ -39,6 +39,8 @@ WATCH_SECONDS = 60
 """After which the server ends a watch, and it goes on anew where it stood: so long a dead connection is not noticed."""
 LIST_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
+GONE = 410
+"""The status of a version that is too old, of the answer or in the stream."""
 PAUSE, LONGEST_PAUSE = 0.5, 15.0
 """Seconds before a try after a failure; doubled at each failure in a row, and spread, so that not all gateways come to
 a restarted API server at once."""
@@ -148,7 +150,7 @@ class SliceWatch:
                 while not self._stopped.is_set():
                     version = self._follow(api, version)
             except Gone:
-                continue
+                self._stopped.wait(PAUSE)  # also where a server forgets all the time
             except FAILURES as error:
                 if self._stopped.is_set():
                     return
@@ -190,7 +192,7 @@ class SliceWatch:
             for event in _events(response):
                 kind, one = event["type"], event["object"]
                 if kind == "ERROR":
-                    if one.get("code") == 410:
+                    if one.get("code") == GONE:
                         raise Gone
                     raise ValueError(f"the watch ends with {one.get('message')}")
                 version = one["metadata"]["resourceVersion"]
@@ -210,16 +212,18 @@ class SliceWatch:
         return version
 
     def _ask(self, api: client.DiscoveryV1Api, seconds: float, **more: Any) -> Any:
-        response: Any = api.list_namespaced_endpoint_slice(
-            self._namespace,
-            label_selector=self._selector,
-            _preload_content=False,
-            _request_timeout=(CONNECT_SECONDS, seconds),
-            **more,
-        )
-        if response.status == 410:
-            response.close()
-            raise Gone
+        try:
+            response: Any = api.list_namespaced_endpoint_slice(
+                self._namespace,
+                label_selector=self._selector,
+                _preload_content=False,
+                _request_timeout=(CONNECT_SECONDS, seconds),
+                **more,
+            )
+        except client.ApiException as error:
+            if error.status == GONE:
+                raise Gone from error
+            raise
         if response.status != 200:
             response.close()
             raise client.ApiException(status=response.status, reason=response.reason)

@@ -42,6 +42,7 @@ class KubernetesApi:
         self._server: ThreadingHTTPServer | None = None
         self._open: set[socket.socket] = set()
         self._generation = 0
+        self._watching = 0
         self._address = ("127.0.0.1", 0)
         self.let_in("token-1")
         (folder / "namespace").write_text("models\n")
@@ -84,6 +85,7 @@ class KubernetesApi:
         with self._changed:
             self._generation += 1
             self._changed.notify_all()
+            assert self._changed.wait_for(lambda: not self._watching, timeout=20)
 
     def reset_connections(self) -> None:
         """Cuts them, as a load balancer that is restarted does."""
@@ -138,6 +140,17 @@ class KubernetesApi:
                 "metadata": {"resourceVersion": str(self._version)},
                 "items": items,
             }
+
+    @contextmanager
+    def a_watch(self) -> Iterator[None]:
+        with self._changed:
+            self._watching += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._watching -= 1
+                self._changed.notify_all()
 
     def events(self, namespace: str, selector: str, query: dict[str, str]) -> Iterator[dict[str, Any]]:
         version, until = int(query["resourceVersion"]), time.monotonic() + float(query.get("timeoutSeconds", "3600"))
@@ -229,9 +242,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "application/json")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            for event in self.api.events(namespace, selector, query):
-                self.chunk(json.dumps(event).encode() + b"\n")
-            self.chunk(b"")
+            with self.api.a_watch():
+                for event in self.api.events(namespace, selector, query):
+                    self.chunk(json.dumps(event).encode() + b"\n")
+                self.chunk(b"")
 
     def answer(self, status: int, body: Any) -> None:
         data = json.dumps(body).encode()

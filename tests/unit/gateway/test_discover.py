@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import ThreadingHTTPServer
@@ -297,7 +298,9 @@ class TestWait:
         fleet = self.fleet(looking)
         fleet.start()
         results: list[bool] = []
-        waiters = [threading.Thread(target=lambda: results.append(fleet.wait_ready("m", 20))) for _ in range(3)]
+        waiters = [
+            threading.Thread(target=lambda: results.append(fleet.wait_ready("m", 300)), daemon=True) for _ in range(3)
+        ]
         for waiter in waiters:
             waiter.start()
         pod.readyz = READY
@@ -322,7 +325,9 @@ class TestWait:
         assert not fleet.wait_ready("m", 0)
         answering = threading.Timer(0.05, probe.answered, (200, {}))
         answering.start()
+        begun = time.monotonic()
         assert fleet.wait_ready("m", 20)
+        assert time.monotonic() - begun < 10, "it was woken"
         answering.join()
         probe.close()
 

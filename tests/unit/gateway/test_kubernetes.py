@@ -120,7 +120,9 @@ def test_a_reset_connection_costs_a_new_list_and_nothing_else(api: KubernetesApi
 
 
 @pytest.mark.parametrize("status", ["in the stream", "instead of it"])
-def test_a_version_that_is_gone_has_all_listed_anew(api: KubernetesApi, watched: Begin, status: str) -> None:
+def test_a_version_that_is_gone_has_all_listed_anew(
+    api: KubernetesApi, watched: Begin, status: str, caplog: pytest.LogCaptureFixture
+) -> None:
     api.put(endpoint_slice("a", endpoint("10.0.0.1")))
     seen = watched()
     seen.await_urls("10.0.0.1")
@@ -133,6 +135,7 @@ def test_a_version_that_is_gone_has_all_listed_anew(api: KubernetesApi, watched:
     api.delete("a")
     seen.await_urls("10.0.0.2")
     assert len([request for request in api.requests if "watch" not in request]) <= 2
+    assert not caplog.records, "that is no failure"
 
 
 def test_a_bookmark_moves_the_version_on(api: KubernetesApi, watched: Begin) -> None:
