@@ -128,7 +128,7 @@ def _twice_at(model: PreTrainedModel, shapes: Iterable[LayerShape], weights: int
     A token is multiplied once with each weight, and in each query head with each key and value of its context; the
     latter products run at about half the speed, by measurement.
     """
-    heads = model.config.get_text_config().num_attention_heads
+    heads: int = model.config.get_text_config().num_attention_heads
     return weights / (2 * sum(heads * (shape.key_dim + shape.value_dim) for shape in shapes))
 
 
