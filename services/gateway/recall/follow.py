@@ -90,6 +90,7 @@ def read(gateway: Gateway, principal: Principal, call: Call, spent: Spent, follo
             reply.on_close.append(playback.close)
             reply.events = _stream(gateway, principal, call, spent, following, entry=entry, reply=reply)
             return reply
+        spent.recalled = following.how  # whatever becomes of it, what is read is not this call's
         body = _whole(call, spent, following, entry)
     except GreenletExit:
         playback.close()
@@ -99,9 +100,10 @@ def read(gateway: Gateway, principal: Principal, call: Call, spent: Spent, follo
         raise
     playback.close()
     if body is None:
+        spent.recalled = None
         following.take_over(playback)
         return None
-    spent.recalled, spent.outcome, spent.answer = following.how, "cached", body
+    spent.outcome, spent.answer = "cached", body
     return Reply(body=body)
 
 

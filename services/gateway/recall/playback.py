@@ -16,6 +16,9 @@ from services.gateway.parts import Gateway
 
 CHECKS = (0.05, 0.2, 0.5)
 """Seconds of silence after which it is asked whether the writer is still there; the last one again and again."""
+ENOUGH = 4
+"""Doubts that the writer is still there, in a row, after which somebody else goes on: two where its process was not
+found, one where only the call had ended, whose last words may still be on their way to the tape."""
 WHOLE = frozenset({"ok", "cached"})
 CUT = frozenset({"client_gone", "timeout", "error"})
 """Ends of a writer that say nothing about the answer: one of those who wait for it goes on."""
@@ -93,7 +96,7 @@ class Playback:
                 answer = self._wait()
             except CacheDown:
                 return None
-            if answer is not None or (self._doubts > 1 and self._take(begin, ttl)):
+            if answer is not None or (self._doubts >= ENOUGH and self._take(begin, ttl)):
                 return None if answer is None else End("ok", answer)
 
     def _counts(self, batch: Batch) -> bool:
@@ -132,7 +135,7 @@ class Playback:
     def _ask(self) -> bytes | None:
         call, process = self._writer or ("", "")
         there, leased, answer = self._tapes.ask(process, call, self._answer_key)
-        self._doubts = 0 if there and leased else self._doubts + 1
+        self._doubts = 0 if there and leased else self._doubts + (1 if there else 2)
         return answer
 
     def _take(self, begin: Begin, ttl: float) -> bool:
