@@ -149,7 +149,8 @@ def _well(world: World) -> dict[Operation, tuple[str | None, list[Sent]]]:
     for operation in (("POST", "/admin/tenants"), ("PATCH", "/admin/tenants/{name}")):
         found[operation] = (world.platform_token, found[operation][1][:1])
     found["DELETE", "/admin/tenants/{name}"] = (world.platform_token, [Sent("/admin/tenants/closed")])
-    found["POST", "/login"] = (None, [Sent("/login", body={"username": "green-member", "password": PASSWORD})])
+    # The member's name is slowed down, since its password was guessed at.
+    found["POST", "/login"] = (None, [Sent("/login", body={"username": "green-admin", "password": PASSWORD})])
     found["POST", "/refresh"] = (green.refresh_token, [Sent("/refresh")])
     # A user that is about to be deleted has no refresh token to end, so another one's is ended.
     found["POST", "/logout"] = (green.admin_token, [Sent("/logout")])
