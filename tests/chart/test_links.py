@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from services.common.settings import ALL, is_secret
+from services.gateway.upstreams.resolve import KUBERNETES_PREFIX
+from services.gateway.upstreams.slices import ACCOUNT, PORT_NAME
 from tests.chart.rendering import COMBINATIONS, PRESETS, Manifest, Release, containers, render
 
 EVERY = (*PRESETS, *COMBINATIONS)
 SETTINGS = {f"FOREBAY_{name.upper()}": field for kind in ALL for name, field in kind.model_fields.items()}
 URLS = {"FOREBAY_REDIS_URL", "FOREBAY_DATABASE_URL"}
 """Settings that may hold a password, and so come from files too."""
+OF_THE_CACHE = {"FOREBAY_CACHE_DIR"}
+"""What the script reads that starts Valkey in its image."""
 GIVEN = "outside"
 """How the combinations begin the names of what is in the cluster already."""
 OTHERS = {"kube-root-ca.crt", "forebay-database"}
@@ -98,7 +103,9 @@ def test_what_a_pod_mounts_or_reads_exists(file: str) -> None:
         ours = [(kind, one) for kind, one in named if not one.startswith(GIVEN) and one not in OTHERS]
         absent = [(kind, one) for kind, one in ours if not release.has(kind, one)]
         assert absent in ([], [("ServiceAccount", "default")]), name
-        volumes = {volume["name"] for volume in spec["volumes"]}
+        workload = next((one for one in release.of_kind("StatefulSet") if one["metadata"]["name"] == name), {})
+        claimed = {one["metadata"]["name"] for one in workload.get("spec", {}).get("volumeClaimTemplates", [])}
+        volumes = {volume["name"] for volume in spec["volumes"]} | claimed
         mounts = {mount["name"] for one in containers(pod) for mount in one["volumeMounts"]}
         assert mounts == volumes, name
 
@@ -127,7 +134,7 @@ def test_the_job_makes_every_key_that_pods_wait_for(file: str) -> None:
 def test_every_setting_is_one_that_the_services_have(file: str) -> None:
     release = render(file)
     names = {variable for name, _ in release.pods() for variable in release.environment(name)}
-    for variable in (name for name in names if name.startswith("FOREBAY_")):
+    for variable in (name for name in names - OF_THE_CACHE if name.startswith("FOREBAY_")):
         setting = variable.removesuffix("_FILE") if variable not in SETTINGS else variable
         assert setting in SETTINGS, variable
         assert setting == variable or setting in URLS or is_secret(SETTINGS[setting]), variable
@@ -154,6 +161,8 @@ def test_settings_that_are_files_are_mounted(file: str) -> None:
 def test_the_gateway_asks_every_model_by_the_name_of_its_service(file: str) -> None:
     release = render(file)
     asked = release.environment(release.gateway())["FOREBAY_UPSTREAMS"].split(",")
+    if asked[0].startswith(KUBERNETES_PREFIX):
+        return
     headless = [
         f"dns+http://{one['metadata']['name']}:{one['spec']['ports'][0]['port']}"
         for one in release.of_kind("Service")
@@ -167,6 +176,69 @@ def test_the_gateway_asks_every_model_by_the_name_of_its_service(file: str) -> N
         if service["metadata"]["name"].endswith("-pods"):
             assert service["spec"]["clusterIP"] == "None"
             assert service["spec"]["publishNotReadyAddresses"] is False
+
+
+@every
+def test_the_gateway_watches_the_slices_of_every_model_and_no_others(file: str) -> None:
+    """Slices have the labels of their Service."""
+    release = render(file)
+    entry = release.environment(release.gateway())["FOREBAY_UPSTREAMS"].split(",")[0]
+    if not entry.startswith(KUBERNETES_PREFIX):
+        assert not release.has("Role", release.gateway())
+        return
+    url = urlsplit(entry.removeprefix(KUBERNETES_PREFIX))
+    (selector,) = parse_qs(url.query)["labelSelector"]
+    found = [one for one in release.of_kind("Service") if selected(selector, one["metadata"]["labels"])]
+    names = {one["metadata"]["name"] for one in found}
+    assert names == {
+        one["metadata"]["name"] for one in release.of_kind("Service") if "-pods" in one["metadata"]["name"]
+    }
+    assert [one["spec"]["ports"][0]["name"] for one in found] == [PORT_NAME] * len(names)
+    assert not selected(selector, {**found[0]["metadata"]["labels"], "app.kubernetes.io/instance": "another"})
+    (role,) = [one for one in release.of_kind("Role") if one["metadata"]["name"] == release.gateway()]
+    assert role["rules"] == [
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}
+    ]
+    assert role["metadata"]["namespace"] == url.hostname
+    binding = release.one("RoleBinding", release.gateway())
+    assert [one["name"] for one in binding["subjects"]] == [
+        release.pod(release.gateway())["spec"]["serviceAccountName"]
+    ]
+
+
+def selected(selector: str, labels: dict[str, str]) -> bool:
+    """Whether a label selector in the API's own words finds an object."""
+
+    def holds(term: str) -> bool:
+        key, equals, value = term.lstrip("!").partition("=")
+        return labels.get(key) == value if equals else (key in labels) is not term.startswith("!")
+
+    return all(holds(term) for term in selector.split(","))
+
+
+@every
+def test_only_a_gateway_that_watches_has_a_token(file: str) -> None:
+    release = render(file)
+    watches = release.environment(release.gateway())["FOREBAY_UPSTREAMS"].startswith(KUBERNETES_PREFIX)
+    with_token = {name for name, pod in release.pods() if list(mentions(pod["spec"], "serviceAccountToken"))}
+    jobs = {one["metadata"]["name"] for one in release.of_kind("Job")}
+    assert with_token == jobs | ({release.gateway()} if watches else set())
+    assert all(pod["spec"]["automountServiceAccountToken"] is False for _, pod in release.pods())
+    (bootstrap,) = release.pod(release.gateway())["spec"]["initContainers"]
+    assert "kubernetes" not in {mount["name"] for mount in bootstrap["volumeMounts"]}
+    if watches:
+        mounts = {mount["name"]: mount["mountPath"] for mount in release.container(release.gateway())["volumeMounts"]}
+        assert mounts["kubernetes"] == str(ACCOUNT)
+
+
+@every
+def test_the_cache_writes_its_file_to_a_volume_of_its_own(file: str) -> None:
+    release = render(file)
+    for workload in release.of_kind("StatefulSet"):
+        name = workload["metadata"]["name"]
+        mounts = {mount["mountPath"]: mount["name"] for mount in release.container(name)["volumeMounts"]}
+        assert mounts[release.environment(name)["FOREBAY_CACHE_DIR"]] == "data"
+        assert release.pod(name)["spec"]["securityContext"]["fsGroup"] == 65532
 
 
 @every

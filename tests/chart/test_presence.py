@@ -148,5 +148,37 @@ def test_policies_let_in_only_the_arrows_of_the_architecture() -> None:
     assert all("from" in rule for rule in rules[GATEWAY])
 
 
+def test_a_gateway_that_is_held_back_reaches_what_it_needs_and_nothing_else() -> None:
+    release = render("ci/discovery-values.yaml")
+    (spec,) = [one["spec"] for one in release.of_kind("NetworkPolicy") if "egress" in one["spec"]]
+    names, *inside, api, issuer, given = spec["egress"]
+    assert {(port["port"], port.get("protocol", "TCP")) for port in names["ports"]} == {(53, "UDP"), (53, "TCP")}
+    found = {
+        one["to"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]: one["ports"][0]["port"]
+        for one in inside
+    }
+    assert found == {"inference": 8000, "cache": 6379}
+    assert [port["port"] for port in api["ports"]] == [443, 6443]
+    assert [port["port"] for port in issuer["ports"]] == [8443, 443]
+    assert given == {"to": [{"ipBlock": {"cidr": "10.0.0.7/32"}}], "ports": [{"port": 8000}]}
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_a_gateway_that_looks_names_up_and_knows_no_issuer_reaches_neither_api_server_nor_web() -> None:
+    policy = {"enabled": True, "egress": {"restricted": True}}
+    release = with_model(networkPolicy=policy)
+    (spec,) = [one["spec"] for one in release.of_kind("NetworkPolicy") if "egress" in one["spec"]]
+    assert {port["port"] for rule in spec["egress"] for port in rule["ports"]} == {53, 8000, 6379}
+
+
+def test_the_caches_file_is_on_a_claim_or_on_an_empty_dir() -> None:
+    (claim,) = with_model().one("StatefulSet")["spec"]["volumeClaimTemplates"]
+    assert claim["spec"]["resources"]["requests"]["storage"] == "1Gi"
+    assert "storageClassName" not in claim["spec"]
+    without = with_model(redis={"persistence": {"enabled": False, "size": "3Gi"}})
+    assert "volumeClaimTemplates" not in without.one("StatefulSet")["spec"]
+    assert {"name": "data", "emptyDir": {"sizeLimit": "3Gi"}} in without.pod(CACHE)["spec"]["volumes"]
+
+
 def test_extra_objects_are_installed_with_their_templates_filled_in() -> None:
     assert render("ci/scheduling-values.yaml").one("ConfigMap", "forebay-extra")["data"] == {"key": "value"}

@@ -24,6 +24,14 @@ VLLM = {"engine": "vllm", "source": "org/big", "profile": "nvidia-gpu"}
         ({"redis": {"external": {"url": "redis://user:password@host"}}}, "does not match pattern"),
         ({"mesh": {"linkerd": {"enable": True}}}, "'enable' not allowed"),
         ({"ingress": {"controller": "ngnix"}}, "value must be one of 'nginx'"),
+        ({"gateway": {"discovery": "endpoints"}}, "value must be one of 'dns', 'kubernetes'"),
+        ({"gateway": {"prices": {"demo": {"prompt": 1}}}}, "'prompt' not allowed"),
+        ({"gateway": {"limits": {"tokensPerDay": 0}}}, "minimum: got 0, want 1"),
+        ({"gateway": {"routing": {"aliases": {"prod": {"demo": 0}}}}}, "got 0, want 0"),
+        ({"gateway": {"oidc": {"issuer": "http://id.example.com"}}}, "does not match pattern"),
+        ({"gateway": {"oidc": {"scopes": {"a": ["root"]}}}}, "value must be one of 'inference', 'admin'"),
+        ({"gateway": {"moderation": {"failure": "ignore"}}}, "value must be one of 'closed', 'open'"),
+        ({"redis": {"persistence": {"size": "1GB"}}}, "does not match pattern"),
         (model(sourc="bundled"), "'sourc' not allowed"),
         (model(source="not a source"), "does not match pattern"),
         (model(engine="tgi"), "value must be one of 'transformers', 'vllm'"),
@@ -98,6 +106,26 @@ def test_a_typing_error_is_refused_by_its_name(values: dict[str, Any], says: str
         (
             {"redis": {"enabled": False, "external": {"url": "redis://mine:6379", "existingSecret": "mine"}}},
             "redis.external has both url and existingSecret",
+        ),
+        (
+            {"gateway": {"oidc": {"issuer": "https://id.example.com"}}},
+            "gateway.oidc.audience is empty: a token for another service is none for this one",
+        ),
+        (
+            {"gateway": {"routing": {"aliases": {"a": {"b": 1}, "b": {"demo": 1}}}}},
+            'gateway.routing.aliases.a stands for "b", which is an alias itself',
+        ),
+        (
+            {"gateway": {"discovery": "kubernetes", "serviceAccount": {"create": False}}},
+            "Write gateway.serviceAccount.create: true, or a name",
+        ),
+        (
+            {
+                "networkPolicy": {"enabled": True, "egress": {"restricted": True}},
+                "database": {"type": "postgresql", "postgresql": {"existingSecret": "mine"}},
+                "gateway": {"tracing": {"url": "http://collector:4318/v1/traces"}},
+            },
+            "outside of the release: database.postgresql, gateway.tracing.url. Write networkPolicy.egress.rules",
         ),
         ({"route": {"enabled": True}}, "route.parentRefs names no Gateway"),
         ({"ingress": {"enabled": True}}, "ingress.hosts is empty. Write at least one host name"),

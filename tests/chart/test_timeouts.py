@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.common.settings import GatewaySettings
+from services.gateway.drain import CUT_IN, longest
 from tests.chart.rendering import GATEWAY, MODEL, Refused, Release, model, render
 
 EXPOSED = {
@@ -24,9 +26,11 @@ def ladder(release: Release) -> dict[str, int]:
     """The steps, each from where it takes effect."""
     gateway, engine = release.environment(GATEWAY), release.environment(MODEL)
     pod = release.pod(MODEL)["spec"]
+    assert "lifecycle" not in release.container(GATEWAY), "it waits after SIGTERM, by FOREBAY_DRAIN_DELAY"
     annotations = release.one("Ingress")["metadata"]["annotations"]
     sleep = release.container(MODEL).get("lifecycle", {"preStop": {"sleep": {"seconds": 0}}})["preStop"]["sleep"]
     assert gateway["FOREBAY_SHUTDOWN_GRACE"] == engine["FOREBAY_SHUTDOWN_GRACE"]
+    assert int(gateway["FOREBAY_DRAIN_DELAY"]) == sleep["seconds"]
     assert release.pod(GATEWAY)["spec"]["terminationGracePeriodSeconds"] == pod["terminationGracePeriodSeconds"]
     return {
         "engine": int(engine["FOREBAY_REQUEST_TIMEOUT"]),
@@ -43,7 +47,7 @@ def increases(steps: dict[str, int]) -> bool:
     return (
         steps["engine"] <= steps["request"] < min(steps["proxy"], steps["drain"])
         and steps["connect"] < steps["request"]
-        and steps["preStop"] + steps["drain"] < steps["termination"]
+        and steps["preStop"] + steps["drain"] + CUT_IN <= steps["termination"]
     )
 
 
@@ -52,6 +56,19 @@ def test_one_value_sets_every_step(request_seconds: int) -> None:
     steps = ladder(with_timeouts(request=request_seconds))
     assert increases(steps)
     assert steps["engine"] == steps["request"] == request_seconds
+
+
+@pytest.mark.parametrize("timeouts", [{}, {"request": 300}, {"preStop": 30}, {"termination": 75}])
+def test_a_gateway_that_ends_is_not_killed_before_it_is_done(
+    timeouts: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = with_timeouts(**timeouts)
+    for variable, value in release.environment(GATEWAY).items():
+        if not variable.endswith("_FILE"):
+            monkeypatch.setenv(variable, value)
+    for name in ("JWT", "KEY"):
+        monkeypatch.setenv(f"FOREBAY_{name}_SECRET", "x" * 32)
+    assert longest(GatewaySettings()) <= release.pod(GATEWAY)["spec"]["terminationGracePeriodSeconds"]
 
 
 def test_every_step_can_be_set_apart() -> None:
@@ -68,7 +85,11 @@ def test_every_step_can_be_set_apart() -> None:
         ({"proxy": 60}, "timeouts.proxy (60 s) must be above timeouts.request (60 s)"),
         ({"connect": 60}, "timeouts.connect (60 s) must be below timeouts.request (60 s)"),
         ({"drain": 60}, "timeouts.drain (60 s) must be above timeouts.request (60 s)"),
-        ({"termination": 70}, "timeouts.termination (70 s) must be above preStop and drain together (70 s)"),
+        (
+            {"termination": 74},
+            "timeouts.termination (74 s) must be 5 s or more above preStop and drain together (70 s)",
+        ),
+        ({"preStop": 20, "termination": 80}, "must be 5 s or more above preStop and drain together (85 s)"),
         ({"request": 300, "proxy": 70}, "timeouts.proxy (70 s) must be above timeouts.request (300 s)"),
     ],
 )

@@ -22,13 +22,18 @@ FOREBAY_REDIS_URL_FILE: /run/secrets/redis/url
 FOREBAY_REDIS_URL: {{ .Values.redis.external.url | quote }}
 {{- end }}
 FOREBAY_REQUEST_TIMEOUT: {{ $timeouts.request | quote }}
+FOREBAY_DRAIN_DELAY: {{ $timeouts.preStop | quote }}
 FOREBAY_SHUTDOWN_GRACE: {{ $timeouts.drain | quote }}
 FOREBAY_ACCESS_TOKEN_TTL: {{ .Values.timeouts.session | quote }}
-FOREBAY_REQUESTS_PER_MINUTE: {{ .Values.gateway.limits.requestsPerMinute | int | quote }}
-FOREBAY_TOKENS_PER_MINUTE: {{ .Values.gateway.limits.tokensPerMinute | int | quote }}
-FOREBAY_DEFAULT_MAX_TOKENS: {{ .Values.gateway.limits.defaultMaxTokens | int | quote }}
-FOREBAY_CACHE_TTL: {{ .Values.gateway.responseCache.ttl | int | quote }}
-FOREBAY_MAX_BODY_BYTES: {{ .Values.gateway.maxBodyBytes | int | quote }}
+{{ include "forebay.limitSettings" . }}
+{{ include "forebay.routingSettings" . }}
+{{ include "forebay.recallSettings" . }}
+{{ include "forebay.inputSettings" . }}
+{{ include "forebay.identitySettings" . }}
+FOREBAY_LEDGER_RETENTION_DAYS: {{ .Values.gateway.ledger.retentionDays | int | quote }}
+{{- with .Values.gateway.tracing.url }}
+FOREBAY_TRACING_URL: {{ . | quote }}
+{{- end }}
 {{- end -}}
 
 {{/* What the gateway's container and its bootstrap share: settings, security, resources, volumes. */}}
@@ -64,6 +69,11 @@ volumeMounts:
   {{- if and (not .Values.redis.enabled) .Values.redis.external.existingSecret }}
   - name: redis
     mountPath: /run/secrets/redis
+    readOnly: true
+  {{- end }}
+  {{- range include "forebay.serviceKeys" . | fromJsonArray }}
+  - name: {{ .name }}
+    mountPath: /run/secrets/{{ .name }}
     readOnly: true
   {{- end }}
 {{- end -}}

@@ -18,13 +18,35 @@
 {{- toJson $keys -}}
 {{- end -}}
 
-{{/* Where the gateway finds pods: a headless Service of each model, and what is outside. */}}
+{{/* Where the gateway finds pods: a headless Service of each model, or the slices of all of them, and what is outside. */}}
 {{- define "forebay.upstreams" -}}
 {{- $urls := list -}}
+{{- if include "forebay.watches" . -}}
+{{- /* This release's only, and not those that exist for scraping. A comma would end the entry. */ -}}
+{{- $selector := printf "app.kubernetes.io/instance=%s,forebay.dev/model,!forebay.dev/scrape" .Release.Name -}}
+{{- $urls = append $urls (printf "k8s+http://%s?labelSelector=%s" .Release.Namespace ($selector | replace "," "%2C" | replace "=" "%3D")) -}}
+{{- else -}}
 {{- range $key := include "forebay.modelKeys" . | fromJsonArray -}}
 {{- $urls = append $urls (printf "dns+http://%s-pods:8000" (include "forebay.modelName" (dict "root" $ "key" $key))) -}}
 {{- end -}}
+{{- end -}}
 {{- join "," (concat $urls .Values.gateway.extraUpstreams) -}}
+{{- end -}}
+
+{{/* Not empty where the gateway watches Kubernetes for pods. */}}
+{{- define "forebay.watches" -}}
+{{- if and (eq .Values.gateway.discovery "kubernetes") (include "forebay.modelKeys" . | fromJsonArray) }}true{{ end -}}
+{{- end -}}
+
+{{/* Every name that callers may write as `model`, with those of adapters, whether a pod serves it already or not. */}}
+{{- define "forebay.expectedModels" -}}
+{{- $names := list -}}
+{{- range $key := include "forebay.modelKeys" . | fromJsonArray -}}
+{{- $model := include "forebay.model" (dict "root" $ "key" $key) | fromYaml -}}
+{{- $names = append $names $model.name -}}
+{{- range $adapter := keys $model.adapters | sortAlpha }}{{ $names = append $names (printf "%s:%s" $model.name $adapter) }}{{ end -}}
+{{- end -}}
+{{- join "," (concat $names .Values.gateway.routing.expectedModels | uniq) -}}
 {{- end -}}
 
 {{/* GPUs of one pod, MIG slices counted too. Takes a model's values. */}}

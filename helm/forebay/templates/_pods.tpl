@@ -71,3 +71,23 @@ topologySpreadConstraints:
   value: {{ get $ $name | quote }}
 {{- end }}
 {{- end -}}
+
+{{/* What a pod needs to talk to the API server, as the volume `kubernetes`. Takes the seconds that a token is good for. */}}
+{{- define "forebay.kubernetesVolume" -}}
+- name: kubernetes
+  projected:
+    sources:
+      - serviceAccountToken:
+          path: token
+          expirationSeconds: {{ . }}
+      - configMap:
+          name: kube-root-ca.crt
+          items:
+            - key: ca.crt
+              path: ca.crt
+      - downwardAPI:
+          items:
+            - path: namespace
+              fieldRef:
+                fieldPath: metadata.namespace
+{{- end -}}

@@ -45,7 +45,7 @@ spec:
         - name: script
           mountPath: /srv/chart
           readOnly: true
-        # Only this pod of the chart talks to Kubernetes.
+        # The one pod of the chart that talks to Kubernetes, beside the gateway with `discovery: kubernetes`.
         - name: kubernetes
           mountPath: /var/run/secrets/kubernetes.io/serviceaccount
           readOnly: true
@@ -53,20 +53,5 @@ spec:
     - name: script
       configMap:
         name: {{ include "forebay.fullname" . }}-secrets
-    - name: kubernetes
-      projected:
-        sources:
-          - serviceAccountToken:
-              path: token
-              expirationSeconds: 600
-          - configMap:
-              name: kube-root-ca.crt
-              items:
-                - key: ca.crt
-                  path: ca.crt
-          - downwardAPI:
-              items:
-                - path: namespace
-                  fieldRef:
-                    fieldPath: metadata.namespace
+    {{- include "forebay.kubernetesVolume" 600 | nindent 4 }}
 {{- end -}}

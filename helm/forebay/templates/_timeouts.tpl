@@ -20,8 +20,9 @@
 {{- if le $drain $request -}}
 {{- fail (printf "timeouts.drain (%d s) must be above timeouts.request (%d s), or a rollout cuts requests that still run. Raise drain or leave it out." $drain $request) -}}
 {{- end -}}
-{{- if le $termination (add $preStop $drain | int) -}}
-{{- fail (printf "timeouts.termination (%d s) must be above preStop and drain together (%d s), or Kubernetes kills pods that still drain. Raise termination or leave it out." $termination (add $preStop $drain)) -}}
+{{- /* The five: requests that the drain cuts say so to their clients and are settled (services/gateway/drain.py). */ -}}
+{{- if lt $termination (add $preStop $drain 5 | int) -}}
+{{- fail (printf "timeouts.termination (%d s) must be 5 s or more above preStop and drain together (%d s), or Kubernetes kills pods that still drain. Raise termination or leave it out." $termination (add $preStop $drain)) -}}
 {{- end -}}
 {{- dict "request" $request "engine" $engine "proxy" $proxy "drain" $drain "preStop" $preStop "termination" $termination | toYaml -}}
 {{- end -}}

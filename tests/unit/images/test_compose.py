@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from services.common.settings import InferenceSettings
+from services.common.settings import GatewaySettings, InferenceSettings
+from services.gateway.drain import longest
 
 ROOT = Path(__file__).parents[3]
 FOLDER = "${COMPOSE_SECRETS:-./.forebay/compose-secrets}/"
@@ -64,6 +65,28 @@ def test_a_pod_is_told_settings_that_exist_with_the_defaults_that_they_have(comp
         default = re.fullmatch(rf"\$\{{{variable}:-(.*)\}}", value)
         assert default is not None, variable
         assert default[1] in ("", field.default), variable
+
+
+def test_the_gateway_is_told_settings_that_exist_and_keeps_its_own_defaults(compose: dict[str, Any]) -> None:
+    told = compose["services"]["gateway"]["environment"]
+    for variable, value in told.items():
+        assert variable.removeprefix("FOREBAY_").removesuffix("_FILE").lower() in GatewaySettings.model_fields, variable
+        if value.startswith("${"):
+            assert value == f"${{{variable}:-}}"
+
+
+def test_a_gateway_may_take_as_long_to_end_as_it_does(compose: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("JWT", "KEY"):
+        monkeypatch.setenv(f"FOREBAY_{name}_SECRET", "x" * 32)
+    default = re.fullmatch(r"\$\{FOREBAY_STOP_GRACE:-(\d+)s\}", compose["services"]["gateway"]["stop_grace_period"])
+    assert default
+    assert longest(GatewaySettings()) < int(default[1])
+
+
+def test_the_cache_keeps_its_file_on_a_volume(compose: dict[str, Any]) -> None:
+    cache = compose["services"]["cache"]
+    assert cache["volumes"] == [f"cache:{cache['environment']['FOREBAY_CACHE_DIR']}"]
+    assert "cache" in compose["volumes"]
 
 
 def test_every_service_is_confined(compose: dict[str, Any]) -> None:
