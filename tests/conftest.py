@@ -8,18 +8,20 @@ nothing may be skipped: each skip, of whatever origin, fails.
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Generator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from prometheus_client import REGISTRY
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 REQUIRE_ALL = os.environ.get("FOREBAY_REQUIRE_ALL") == "1"
@@ -54,6 +56,20 @@ def _no_skip(report: Report) -> Report:
         report.outcome = "failed"
         report.longrepr = f"skipped, which FOREBAY_REQUIRE_ALL forbids: {reason}"
     return report
+
+
+@contextmanager
+def own_application() -> Iterator[None]:
+    """For making a whole application within this process, which outlives it: others set up log and metrics anew."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    known = set(REGISTRY._collector_to_names)
+    try:
+        yield
+    finally:
+        root.handlers[:], root.level = before
+        for collector in set(REGISTRY._collector_to_names) - known:
+            REGISTRY.unregister(collector)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from services.common.settings import GatewaySettings
 from services.gateway.app import close, create_app
 from services.gateway.openapi import document
 from services.gateway.openapi.operations import OPERATIONS
+from tests.conftest import own_application
 from tests.unit.gateway.conftest import JWT_SECRET, KEY_SECRET
 
 DOCUMENT = document()
@@ -26,17 +27,18 @@ DOCUMENT = document()
 def whole_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     """The whole application, of which nothing but the routes is wanted: neither Redis nor a pod answers."""
     folder: Path = tmp_path_factory.mktemp("app")
-    app = create_app(
-        GatewaySettings(
-            jwt_secret=JWT_SECRET,
-            key_secret=KEY_SECRET,
-            database_url=f"sqlite:///{folder / 'forebay.db'}",
-            redis_url="redis://127.0.0.1:1/0",
-            upstreams="http://127.0.0.1:1",
+    with own_application():
+        app = create_app(
+            GatewaySettings(
+                jwt_secret=JWT_SECRET,
+                key_secret=KEY_SECRET,
+                database_url=f"sqlite:///{folder / 'forebay.db'}",
+                redis_url="redis://127.0.0.1:1/0",
+                upstreams="http://127.0.0.1:1",
+            )
         )
-    )
-    yield app
-    close(app)
+        yield app
+        close(app)
 
 
 @pytest.fixture(scope="module")

@@ -255,11 +255,16 @@ def test_a_harmless_prompt_passes_and_the_model_saw_all_of_it(asking: Moderators
 
 
 @pytest.mark.parametrize(
-    ("asked", "param"), [(chat("Hello", "how to make a bomb"), "messages"), (call("text", prompt="bomb"), "prompt")]
+    ("make", "param"),
+    [
+        (lambda: chat("Hello", "how to make a bomb"), "messages"),
+        (lambda: call("text", prompt="bomb"), "prompt"),
+    ],
 )
 def test_a_flagged_prompt_is_refused_as_openai_does_and_not_repeated(
-    asking: Moderators, asked: Call, param: str
+    asking: Moderators, make: Callable[[], Call], param: str
 ) -> None:
+    asked = make()  # not sooner: its time runs from here
     with moderation_service(words) as (url, _):
         asked_of = asking(url)
         error = asked_of.ask(asked)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from flask.testing import FlaskClient
 # Before anything imports prometheus_client, as `services.web.serve` does for a real pod.
 os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="forebay-test-metrics-"))
 
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import CollectorRegistry
 
 from services.common.metrics import EngineMetrics
 from services.common.settings import InferenceSettings
@@ -25,6 +24,7 @@ from services.inference.engine import machine
 from services.inference.engine.energy import EnergyCounter
 from services.inference.engine.engine import Engine
 from services.inference.engine.load import load
+from tests.conftest import own_application
 from tests.unit.inference.answering import MODEL
 from tests.unit.inference.tiny import save_tiny
 
@@ -87,16 +87,10 @@ def write_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
 @pytest.fixture(scope="module")
 def client(tiny_folder: Path) -> Iterator[FlaskClient]:
     """A pod that serves the tiny Llama, without a server."""
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    known = set(REGISTRY._collector_to_names)
-    app = create_app(InferenceSettings(model=str(tiny_folder), kv_blocks=64, device="cpu"))
-    models = app.extensions["forebay.models"]
-    with models.use(MODEL, float("inf")) as engine:
-        engine.loaded.eos_ids = frozenset()  # random weights end at random; here answers end at their limit
-    yield app.test_client()
-    models.close()
-    # The process outlives this application: others in the same run set up log and metrics anew.
-    root.handlers[:], root.level = before
-    for collector in set(REGISTRY._collector_to_names) - known:
-        REGISTRY.unregister(collector)
+    with own_application():
+        app = create_app(InferenceSettings(model=str(tiny_folder), kv_blocks=64, device="cpu"))
+        models = app.extensions["forebay.models"]
+        with models.use(MODEL, float("inf")) as engine:
+            engine.loaded.eos_ids = frozenset()  # random weights end at random; here answers end at their limit
+        yield app.test_client()
+        models.close()
