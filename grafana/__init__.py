@@ -2,9 +2,13 @@
 
     config    what to tune: objectives, windows, where the runbooks are
     queries   the PromQL that rules and panels are put together from
-    rules     recording rules and alerts
+    records   recorded series
+    alerts    how an alert is put together
+    faults    alerts on what is wrong now
+    rules     the rule file, with the alerts on objectives
     panels    Grafana's JSON, as small functions
     overview  the dashboard "Service overview"
+    gateway   the dashboard "Gateway"
     generate  writes the files
 
 Imports nothing of the services; a test holds every metric named here against `services/common/metrics.py`.

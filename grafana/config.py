@@ -10,6 +10,12 @@ TTFT_TARGET = 0.95
 """Part of the streams whose first token must come within `TTFT_SECONDS`."""
 TTFT_SECONDS = 2.5
 """Must be one of `services.common.metrics.TTFT_BUCKETS`: Prometheus only counts at their bounds."""
+RETRIES = 0.1
+"""Part of the requests that may go to a second pod for a while; the gateways stop at `FOREBAY_RETRY_BUDGET`, 0.2."""
+LEDGER_SECONDS = 300
+"""How far SQL may be behind; seconds when all is well."""
+MODERATION_FAILED = 0.05
+"""Part of the prompts that the moderation model may leave without an answer."""
 PERIOD = "30d"
 """What the objectives, and with them the error budget, are counted over."""
 

@@ -13,7 +13,9 @@ from pathlib import Path
 import yaml
 
 from grafana.config import Options
-from grafana.overview import UID, overview
+from grafana.gateway import gateway
+from grafana.overview import overview
+from grafana.panels import Json
 from grafana.rules import groups
 
 ROOT = Path(__file__).parents[1]
@@ -37,14 +39,20 @@ def rule_file(options: Options | None = None) -> str:
     return HEAD + yaml.dump(groups(options), Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)
 
 
+def boards(options: Options | None = None) -> list[Json]:
+    """The dashboards."""
+    return [overview(options), gateway(options)]
+
+
 def files(options: Options | None = None) -> dict[Path, str]:
     """The text of each generated file, by its path in the repository."""
-    # JSON has no comments: the dashboard itself says so, and Grafana then offers no editing.
-    board = json.dumps(overview(options), indent=2, ensure_ascii=False) + "\n"
     made = {}
     for place in PLACES:
         made[place / "rules" / "forebay.yaml"] = rule_file(options)
-        made[place / "dashboards" / f"{UID}.json"] = board
+        for board in boards(options):
+            # JSON has no comments: the dashboard itself says so, and Grafana then offers no editing.
+            text = json.dumps(board, indent=2, ensure_ascii=False) + "\n"
+            made[place / "dashboards" / f"{board['uid']}.json"] = text
     return made
 
 

@@ -6,9 +6,10 @@ The first row answers yes or no, the second is what callers feel, the third what
 from __future__ import annotations
 
 from grafana import queries as q
+from grafana.alerts import runbook
 from grafana.config import AVAILABILITY_TARGET, PERIOD, TTFT_SECONDS, TTFT_TARGET, Options
 from grafana.panels import Json, Query, dashboard, datasource_variable, label_variable, rows, series, stat
-from grafana.rules import AVAILABILITY, runbook
+from grafana.records import AVAILABILITY
 
 UID = "forebay-overview"
 WINDOW = "$__rate_interval"
@@ -108,7 +109,7 @@ def _ready_now(options: Options) -> Json:
 def _redis(options: Options) -> Json:
     return stat(
         "Redis",
-        "Down: the response cache is off, and each gateway process holds the quotas by itself.",
+        "Down: the response cache is off, and each gateway process holds the limits by itself.",
         [Query(f"max({q.select('forebay_gateway_redis_down', q.GATEWAY, NAMESPACE)})", "")],
         unit="none",
         steps={"green": None, "red": 1},
@@ -217,7 +218,7 @@ def _refused(options: Options) -> Json:
     refused = q.rate("forebay_gateway_refused_total", WINDOW, q.GATEWAY, NAMESPACE)
     return series(
         "429 and 5xx by reason",
-        "429, own limit: the caller used up its requests or tokens per minute (of all models together). "
+        "429, own limit: a limit or budget of the caller's key or tenant is used up (of all models together). "
         "Against the service: overloaded (429, all pods full), time-out, pod lost or refusing, error in the gateway.",
         [
             Query(q.total("cause", refused), "429 own limit: {{cause}}"),

@@ -7,13 +7,17 @@ import re
 
 import pytest
 
-from grafana.generate import ROOT, files
-from grafana.overview import overview
+from grafana.generate import ROOT, boards, files
 from grafana.panels import Json
 from tests.unit.grafana.promql import targets_of
 
-BOARD = overview()
-PANELS = {panel["title"]: panel for panel in BOARD["panels"]}
+BOARDS = {board["uid"]: board for board in boards()}
+PANELS = {f"{uid} {panel['title']}": panel for uid, board in BOARDS.items() for panel in board["panels"]}
+VARIABLES = {
+    "forebay-overview": ["datasource", "namespace", "model", "pod"],
+    "forebay-gateway": ["datasource", "namespace", "model", "tenant"],
+}
+each_board = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
 each_panel = pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
 
 
@@ -22,18 +26,25 @@ def test_the_generated_file_is_up_to_date(path: str) -> None:
     assert (ROOT / path).read_text() == files()[path], "run `make dashboards` and commit the result"
 
 
-def test_its_address_stays_the_same() -> None:
-    assert BOARD["uid"] == "forebay-overview"
+def test_their_addresses_stay_the_same() -> None:
+    assert list(BOARDS) == list(VARIABLES)
 
 
-def test_it_offers_the_usual_variables() -> None:
-    assert [variable["name"] for variable in BOARD["templating"]["list"]] == ["datasource", "namespace", "model", "pod"]
+@each_board
+def test_it_offers_the_usual_variables(board: Json) -> None:
+    assert [variable["name"] for variable in board["templating"]["list"]] == VARIABLES[board["uid"]]
 
 
-def test_every_variable_is_used() -> None:
-    text = json.dumps(BOARD["panels"])
-    unused = [name for name in ("datasource", "namespace", "model", "pod") if not re.search(rf"\$\{{?{name}\b", text)]
+@each_board
+def test_every_variable_is_used(board: Json) -> None:
+    text = json.dumps(board["panels"])
+    unused = [name for name in VARIABLES[board["uid"]] if not re.search(rf"\$\{{?{name}\b", text)]
     assert unused == []
+
+
+@each_board
+def test_no_two_panels_have_one_title(board: Json) -> None:
+    assert len({panel["title"] for panel in board["panels"]}) == len(board["panels"])
 
 
 @each_panel
@@ -55,23 +66,26 @@ def test_the_runbook_of_a_panel_exists(panel: Json) -> None:
         assert (ROOT / page).is_file()
 
 
-def test_every_query_is_limited_to_the_namespace_that_was_chosen() -> None:
-    assert [text for _, text in targets_of(BOARD) if 'namespace=~"$namespace"' not in text] == []
+@each_board
+def test_every_query_is_limited_to_the_namespace_that_was_chosen(board: Json) -> None:
+    assert [text for _, text in targets_of(board) if 'namespace=~"$namespace"' not in text] == []
 
 
-def test_it_fits_on_one_screen() -> None:
+def test_the_overview_fits_on_one_screen() -> None:
     """Grafana's rows are 38 pixels high with their gap; about 200 of a 1080-pixel screen go to bars and menus."""
-    bottom = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in BOARD["panels"])
+    panels = BOARDS["forebay-overview"]["panels"]
+    bottom = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     assert bottom * 38 <= 1080 - 200
 
 
-def test_no_two_panels_lie_upon_each_other() -> None:
+@each_board
+def test_no_two_panels_lie_upon_each_other(board: Json) -> None:
     taken = [
         (x, y)
-        for grid in (panel["gridPos"] for panel in BOARD["panels"])
+        for grid in (panel["gridPos"] for panel in board["panels"])
         for x in range(grid["x"], grid["x"] + grid["w"])
         for y in range(grid["y"], grid["y"] + grid["h"])
     ]
     assert len(taken) == len(set(taken))
     assert {x for x, _ in taken} == set(range(24))
-    assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
