@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
+import yaml
 
 from grafana.generate import ROOT, boards, files
 from grafana.panels import Json
@@ -17,6 +20,8 @@ VARIABLES = {
     "forebay-overview": ["datasource", "namespace", "model", "pod"],
     "forebay-gateway": ["datasource", "namespace", "model", "tenant"],
 }
+WINDOWS = {"__rate_interval": "1m"}
+"""What stands for a variable of Grafana's own; for one of the board's it is everything."""
 each_board = pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
 each_panel = pytest.mark.parametrize("panel", PANELS.values(), ids=PANELS)
 
@@ -58,6 +63,17 @@ def test_a_panel_says_what_it_shows_and_in_which_unit(panel: Json) -> None:
 def test_a_rate_is_over_the_interval_that_grafana_computes(panel: Json) -> None:
     windows = [window for target in panel["targets"] for window in re.findall(r"\[(.*?)\]", target["expr"])]
     assert set(windows) <= {"$__rate_interval"}
+
+
+@pytest.mark.requires("promtool")
+@each_board
+def test_prometheus_reads_every_query(board: Json, tmp_path: Path) -> None:
+    texts = [re.sub(r"\$(\w+)", lambda name: WINDOWS.get(name[1], ".*"), text) for _, text in targets_of(board)]
+    rules = [{"record": f"query:{number}", "expr": text} for number, text in enumerate(texts)]
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": board["uid"], "rules": rules}]}))
+    done = subprocess.run(["promtool", "check", "rules", file], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @each_panel
