@@ -402,6 +402,11 @@ class InferenceSettings(CommonSettings):
         "on CPU is faster too, `nf4` in 4 bits, by bitsandbytes. The last two cost some accuracy and are refused for a "
         "model that is split over several GPUs.",
     )
+    compile: bool = Field(
+        False,
+        description="Compile the layers by torch.compile, on GPUs to CUDA graphs; readiness waits for it, for minutes. "
+        "Not with quantization, adapters, or several GPUs. On CPU it is slower than without.",
+    )
     context_length: int | None = Field(None, gt=0, description="Longest prompt plus answer; else the model's own.")
     max_batch: int = Field(32, ge=1, description="Requests in the running batch.")
     max_queue: int = Field(256, ge=0, description="Requests that may wait; one more is answered 429.")

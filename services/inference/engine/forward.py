@@ -35,6 +35,8 @@ class Forward(nn.Module):
         self.stride = blocks + 1
         """Blocks of a head. The last one is the null block: never written, it pads short contexts."""
         self.attend_groups: Callable[..., Tensor] = attend_groups
+        self.attention: Callable[[Step], Callable[..., Tensor]] = lambda step: step.attend
+        """What the layers call in a step."""
         self._rows = rows
         self._heads = sorted({shape.heads for shape in shapes})
         self._windows = list(dict.fromkeys(shape.window for shape in shapes))
@@ -70,8 +72,9 @@ class Forward(nn.Module):
         hidden = dict(zip(self._windows, rest[len(pages) :], strict=True))
         layout = Layout(slots, sizes, pages, hidden)
         step = Step([*self.keys], [*self.values], self.shapes, layout, self.stride, self._rows, self.attend_groups)
+        attend = self.attention(step)
         output = self.model(
-            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=sampled, attend=step.attend
+            input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=sampled, attend=attend
         )
         logits: Tensor = output.logits[0]
         return logits

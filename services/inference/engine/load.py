@@ -97,6 +97,8 @@ def load(
     folder = resolve(source, settings.home, bundled=settings.bundled_model, offline=settings.hub_offline)
     if adapters and ranks() > 1:
         raise UnsupportedModel("A model that is split over several ranks has no adapters.")
+    if settings.compile and (adapters or ranks() > 1 or settings.quantization != "none"):
+        raise UnsupportedModel("A model that is compiled has no adapters, is not quantised, and is in one piece.")
     if settings.quantization != "none" and ranks() > 1:
         raise UnsupportedModel("A model that is split over several ranks is not quantised.")
     adapter_folders = {
@@ -112,7 +114,7 @@ def load(
     weights = model.num_parameters(exclude_embeddings=True)
     timed("map")
     phase("pack")
-    kernel, shapes = _pack(model, tokenizer, settings.quantization)
+    kernel, shapes = _pack(model, tokenizer, settings)
     timed("pack")
     phase("warm-up")
     loaded = _warm_up(model, shapes, tokenizer, adapter_folders, settings=settings, make_room=make_room)
@@ -179,15 +181,17 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 @torch.inference_mode()
-def _pack(model: PreTrainedModel, tokenizer: Any, quantization: str) -> tuple[str, list[LayerShape]]:
+def _pack(model: PreTrainedModel, tokenizer: Any, settings: InferenceSettings) -> tuple[str, list[LayerShape]]:
     """Puts our attention into the model and arranges its weights for this machine.
 
     Returns:
         The name of the kernel that multiplies the weights, and what each layer keeps of a token.
     """
+    quantization = settings.quantization
     expected = expectation(model, tokenizer)
-    # A split linear is more than its product: transformers hangs the sum over the ranks on it.
-    linears = [module for module in model.modules() if can_pack(module)] if ranks() == 1 else []
+    # A split linear is more than its product: transformers hangs the sum over the ranks on it. A compiler packs itself.
+    packs = ranks() == 1 and not settings.compile
+    linears = [module for module in model.modules() if can_pack(module)] if packs else []
     rounds = bool(linears) and quantization == "int8"
     if quantization == "int8" and not rounds and model.device.type == "cpu":
         raise UnsupportedModel(
@@ -233,7 +237,9 @@ def _warm_up(
     pool = BlockPool(least(_pool_blocks(model, shapes, context, settings, make_room)), BLOCK_SIZE)
     runner = Runner(model, shapes, adapters, blocks=pool.count, block_size=BLOCK_SIZE)
     _first_step(runner, pool)
-    if model.device.type == "cpu" and ranks() == 1:
+    if settings.compile:
+        runner.compile(max(settings.step_tokens, settings.max_batch))
+    elif model.device.type == "cpu" and ranks() == 1:
         runner.trace(context)
     if adapters is not None:
         adapters.check(runner.forward, pool)

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from services.inference.engine.attention import Group, LayerShape, Layout, exactness
+from services.inference.engine.compile import Backend, compiled, step_sizes
 from services.inference.engine.errors import UnsupportedModel
 from services.inference.engine.forward import Forward
 from services.inference.engine.lora import Adapters
@@ -51,7 +52,8 @@ class Runner:
         self._shapes = shapes
         self._exactness = exactness(blocks * block_size, shapes, block_size, model.device)
         self._forward = Forward(model, shapes, blocks=blocks, block_size=block_size, rows=self._exactness.rows)
-        self._traced: Compute | None = None
+        self._quick: Compute | None = None
+        """The forward pass in a form that is quicker than Python's."""
 
     @property
     def bytes(self) -> int:
@@ -63,7 +65,7 @@ class Runner:
         """Computes `plan` and returns the logits, float, of each work that samples, in order: [rows, vocabulary]."""
         grouped = self._grouped(plan)
         adapted = self._adapters is not None and self._adapters.begin([work for part in grouped for work in part])
-        compute = self._forward if self._traced is None or adapted else self._traced
+        compute = self._forward if self._quick is None or adapted else self._quick
         logits = compute(*self._inputs(plan, grouped))
         return logits[: sum(work.samples for work in plan)]
 
@@ -73,30 +75,40 @@ class Runner:
         Args:
             context: the longest context, in tokens.
         """
-        size, longest = self._block_size, self._exactness.contexts[-1]
-        vocabulary = self._forward.model.config.get_text_config().vocab_size
-
-        def works(*sizes: tuple[int, int]) -> list[Work]:
-            """Works on sequences with so many computed tokens and so many pending ones, all in the same block."""
-            return [
-                Work(
-                    Sequence(
-                        [7 * at % vocabulary for at in range(done + count)],
-                        done + count,
-                        1,
-                        blocks=[0] * -(-longest // size),
-                        computed=done,
-                    ),
-                    count,
-                )
-                for done, count in ((min(done, longest - count), count) for done, count in sizes)
-            ]
-
-        plans = [works((20, 1), (0, 3), (9 * size, 1)), works((0, 1)), works((1, 1), (5, 1), (3, 1)), works((3, 7))]
+        size = self._block_size
+        plans = [
+            self._example((20, 1), (0, 3), (9 * size, 1)),
+            self._example((0, 1)),
+            self._example((1, 1), (5, 1), (3, 1)),
+            self._example((3, 7)),
+        ]
         examples = [self._inputs(plan, self._grouped(plan)) for plan in plans]
         ids, positions, *rest = examples[1]
         examples.append((ids, positions + context - 1, *rest))  # some models turn positions otherwise far out
-        self._traced = traced(self._forward, examples)
+        self._quick = traced(self._forward, examples)
+
+    def compile(self, most: int, backend: Backend = "inductor") -> None:
+        """Has the layers compiled, and each size of a step computed once, which takes minutes.
+
+        Args:
+            most: tokens of a step at most.
+        """
+        sizes = step_sizes(most)
+        self._quick = compiled(self._forward, sizes, backend)
+        for size in sizes:
+            self.forward(self._example((0, min(size, most, self._exactness.contexts[-1]))))
+
+    def _example(self, *sizes: tuple[int, int]) -> list[Work]:
+        """Works on sequences with so many computed tokens and so many pending ones, all in the same block."""
+        longest = self._exactness.contexts[-1]
+        blocks = [0] * (longest // self._block_size)
+        vocabulary = self._forward.model.config.get_text_config().vocab_size
+        works = []
+        for asked, count in sizes:
+            done = min(asked, longest - count)
+            ids = [7 * at % vocabulary for at in range(done + count)]
+            works.append(Work(Sequence(ids, len(ids), 1, blocks=blocks, computed=done), count))
+        return works
 
     def _inputs(self, plan: Listing[Work], grouped: Listing[Listing[Work]]) -> Inputs:
         ids: list[int] = []

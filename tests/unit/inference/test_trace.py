@@ -45,14 +45,14 @@ def test_steps_of_any_shape_give_the_bits_that_python_gives(family: str, quantiz
     settings = InferenceSettings(kv_blocks=64, device="cpu", quantization=quantization)
     loaded = load(str(save_tiny(tmp_path, family)), settings)
     runner: Any = loaded.runner
-    assert runner._traced is not None
+    assert runner._quick is not None
     for sizes in [[(0, 1)], [(0, 40)], [(40, 1)], [(3, 1)] * 7, [(150, 1), (2, 1), (0, 9), (30, 2), (31, 1)]]:
         works = plan(loaded, *sizes)
         runner.forward(works)  # so that there are keys and values
         without = runner.forward(works)
-        compute, runner._traced = runner._traced, None
+        compute, runner._quick = runner._quick, None
         assert torch.equal(without, runner.forward(works))
-        runner._traced = compute
+        runner._quick = compute
         loaded.pool.give_back([block for work in works for block in work.sequence.blocks])
 
 
@@ -85,8 +85,8 @@ def test_a_step_with_an_adapter_goes_by_python_and_one_without_does_not(tiny_fol
     loaded = load(str(tiny_folder), InferenceSettings(kv_blocks=64, device="cpu"))
     runner: Any = loaded.runner
     taken = []
-    traced_compute = runner._traced
-    runner._traced = lambda *inputs: (taken.append("traced"), traced_compute(*inputs))[1]
+    traced_compute = runner._quick
+    runner._quick = lambda *inputs: (taken.append("traced"), traced_compute(*inputs))[1]
     runner._adapters = SimpleNamespace(begin=lambda works: any(work.sequence.adapter for work in works))
     works = plan(loaded, (0, 3))
     runner.forward(works)
