@@ -115,6 +115,13 @@ def test_the_gateway_is_less_than_250_mb_over_its_base(podman: Podman, images: d
     assert sizes[images["gateway"]] - sizes[podman.base_image()] < 250e6
 
 
+def test_the_gateway_has_what_it_needs_for_kubernetes_and_for_spans(podman: Podman, images: dict[str, str]) -> None:
+    """Neither is imported before a setting asks for it, and a part of the client is taken out."""
+    script = "import services.gateway.upstreams.slices, opentelemetry.exporter.otlp.proto.http.trace_exporter"
+
+    in_image(podman, images["gateway"], "python", "-c", script)
+
+
 def test_a_pod_starts_from_its_bundled_model_offline_and_writes_nothing(podman: Podman, images: dict[str, str]) -> None:
     with running(podman, images["inference"], "--network=none", "--volume=/var/lib/forebay") as name:
         ready = ("exec", name, *HEALTH, "FOREBAY_INFERENCE_PORT", "/readyz")
@@ -157,6 +164,22 @@ def test_the_cache_with_a_password_answers_only_who_knows_it(podman: Podman, ima
         assert "NOAUTH" in ask_cache(podman, images, address, "PING")
         assert "True" in ask_cache(podman, images, address, "PING", password=password)
         assert password not in podman("top", name, "args")
+
+
+def test_the_cache_finds_on_its_volume_what_it_had(podman: Podman, images: dict[str, str]) -> None:
+    """Killed, and then made anew: what is told here is nothing but the volume and where it is."""
+    file = podman.folder / "cache-password"
+    file.write_text("password\n")
+    file.chmod(0o644)
+    volume = f"--volume={podman.run_name}-cache:/var/lib/forebay"
+    told = ("--env=FOREBAY_CACHE_DIR=/var/lib/forebay", f"--volume={file}:/run/secrets/forebay/cache-password:ro")
+    with running(podman, images["cache"], volume, *told) as name:
+        wait_for(lambda: podman.works("healthcheck", "run", name), "the cache", 20)
+        assert "OK" in ask_cache(podman, images, podman.address(name), "SET kept 1", password="password")
+        podman("kill", name)
+    with running(podman, images["cache"], volume, *told) as name:
+        wait_for(lambda: podman.works("healthcheck", "run", name), "the cache", 20)
+        assert ask_cache(podman, images, podman.address(name), "EXISTS kept", password="password") == "1"
 
 
 def test_the_cache_does_not_start_without_a_password_that_it_was_told_of(
