@@ -73,7 +73,8 @@ class TestRaces:
     ) -> None:
         with scripted_pod(hello) as pod, closing(Redis(port=valkey.port)) as redis:
             before = redis.scard("forebay:processes")
-            gateway = start_gateway(pod, gateway_workers=8)
+            # A worker that has only just begun holds its first requests until it has seen the pod.
+            gateway = start_gateway(pod, gateway_workers=8, hold_timeout=10)
             until(lambda: redis.scard("forebay:processes") == before + 8)
             got = statuses([gateway], key_with(gateway, requests_per_minute=100), 1000, CHAT)
             assert got == {200: 100, 429: 900}
