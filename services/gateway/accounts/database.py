@@ -34,7 +34,11 @@ def open_accounts(
         OSError: the folder of a SQLite file can't be made.
     """
     engine = open_engine(url, pool_size=pool_size, wait=wait)
-    migrate(engine)
+    try:
+        migrate(engine)
+    except BaseException:
+        engine.dispose()
+        raise
     return Accounts(Sessions(engine, wait=wait), key_secret=key_secret, hasher=hasher or password_hasher())
 
 
