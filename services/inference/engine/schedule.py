@@ -8,9 +8,10 @@ their next tokens wait; far inside a long prompt fewer, since each attends to mo
 A short prompt of a tenant of whom nothing else runs has now and then a step for itself: its first token comes sooner
 by what the others' tokens take, and theirs come no later than with it in one step.
 
-Which prompt is next: a sequence is admitted when the fair queue says so. Among those admitted, the one with the least
-left to compute goes first, since it loses most by waiting; but one step in `OLDEST_EVERY` begins with the prompt that
-was admitted first, so that shorter ones, however many come, do not stop a long one.
+Which prompt is next: a sequence is admitted when the fair queue says so. Among those admitted, one of a tenant who gets
+no tokens yet goes first, then the one with the least left to compute, since it loses most by waiting; but one step
+in `OLDEST_EVERY` begins with the prompt that was admitted first, so that others, however many come, do not stop a long
+one.
 
 Memory: a sequence is admitted when the blocks for all its tokens can be had, and beside them one for each who runs to
 grow into, else it would soon push somebody out. Nobody passes the head of the queue, however small. A sequence takes
@@ -88,6 +89,8 @@ class Scheduler:
         self.running: list[Sequence] = []  # in order of admission
         self._steps = 0
         self._stood_back = False
+        self._generating: set[str] = set()
+        """Salts of the tenants who get tokens now."""
 
     @property
     def busy(self) -> bool:
@@ -134,6 +137,7 @@ class Scheduler:
         """
         self._steps += 1
         self._grow()
+        self._generating = {sequence.salt for sequence in self.running if sequence.pending == 1}
         self._make_way()
         decodes = [Work(sequence, 1) for sequence in self.running if sequence.pending == 1]
         if decodes:
@@ -254,10 +258,12 @@ class Scheduler:
         """Whether the prompt of a waiting sequence would be computed first, were it admitted now."""
         return not begun or self._rank(head) < self._rank(begun[0])
 
-    def _rank(self, sequence: Sequence) -> tuple[int, int]:
+    def _rank(self, sequence: Sequence) -> tuple[int, bool, int]:
         """The place of a prompt in this step; of equal ones, the one admitted first goes first."""
+        if self._steps % OLDEST_EVERY == 0:
+            return sequence.priority, False, 0
         left = sequence.pending - len(self._tables.find(sequence)) * self.pool.size
-        return sequence.priority, left if self._steps % OLDEST_EVERY else 0
+        return sequence.priority, sequence.salt in self._generating, left
 
     def _chunk(self, sequence: Sequence, budget: int, *, first: bool) -> int:
         """How much of `budget` a prompt gets: all it needs, or whole blocks, which others can use at once; if not even

@@ -272,6 +272,17 @@ class TestStep:
         assert [work.sequence for work in step(under)] == [light]
         assert {work.sequence for work in step(under)} == {light, *greedy}
 
+    def test_a_newcomer_does_not_wait_for_what_is_left_of_a_greedy_tenants_prompt(self) -> None:
+        under = scheduler(blocks=64, max_batch=8, step_tokens=64, chunk_tokens=12)
+        under.add(sequence(3, 20, salt="greedy"))
+        step(under)
+        under.add(sequence(16, 20, salt="greedy"))
+        step(under)
+        light = sequence(10, 20, salt="light")
+        under.add(light)
+        assert step(under)[0].sequence is light
+        assert light.generated == 1
+
     def test_newcomers_that_keep_coming_take_no_more_than_every_second_step_from_others(self) -> None:
         under = scheduler(blocks=64, step_tokens=64, chunk_tokens=16)
         steady = sequence(3, 20, salt="steady")
