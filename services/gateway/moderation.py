@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from typing import Any
 
-from services.common import sse
 from services.common.errors import ContentPolicyViolation, ModerationUnavailable
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
-from services.common.telemetry import REQUEST_ID_HEADER, TRACE_HEADER
 from services.common.wire import ChatRequest, CompletionRequest
 from services.gateway.call import Call
-from services.gateway.upstreams.exchange import BACKSTOP, Broken, Exchange, Pool, Unreachable
+from services.gateway.sidemodel import ask
+from services.gateway.upstreams.exchange import Broken, Pool, Unreachable
 
 log = logging.getLogger("forebay.moderation")
 
@@ -59,26 +56,17 @@ class Moderator:
     def _flagged(self, call: Call, texts: list[str]) -> list[str] | None:
         """The categories that a text was flagged for, None where none was."""
         settings = self._settings
-        headers = {
-            "Content-Type": "application/json",
-            REQUEST_ID_HEADER: call.request_id,
-            TRACE_HEADER: call.traceparent,
-        }
-        if settings.moderation_key is not None:
-            headers["Authorization"] = f"Bearer {settings.moderation_key.get_secret_value()}"
         asked: dict[str, Any] = {"input": texts}
         if settings.moderation_model:
             asked["model"] = settings.moderation_model
-        wait = min(settings.moderation_timeout, call.remaining())
-        exchange = Exchange(self._pool, time.monotonic() + wait - BACKSTOP)
-        try:
-            response = exchange.send("POST", "/v1/moderations", headers, sse.dump(asked))
-            answer = exchange.read()
-        finally:
-            exchange.close()
-        if response.status != 200:
-            raise ValueError(f"status {response.status}")
-        results = json.loads(answer)["results"]
+        results = ask(
+            self._pool,
+            "/v1/moderations",
+            asked,
+            call=call,
+            key=settings.moderation_key,
+            timeout=settings.moderation_timeout,
+        )["results"]
         if not results or not all(isinstance(result["flagged"], bool) for result in results):
             raise ValueError("not an answer of /v1/moderations")
         if not any(result["flagged"] for result in results):

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from services.cache.connection import CacheDown, Connection
 from services.cache.semantic import Meanings
-from services.common import sse
 from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
-from services.common.telemetry import REQUEST_ID_HEADER, TRACE_HEADER
 from services.common.wire import ChatRequest
 from services.gateway.call import Call, Reply, Spent
 from services.gateway.identify import Principal
 from services.gateway.recall.exact import replay
-from services.gateway.upstreams.exchange import BACKSTOP, Broken, Exchange, Pool, Unreachable
+from services.gateway.sidemodel import ask
+from services.gateway.upstreams.exchange import Broken, Pool, Unreachable
 
 log = logging.getLogger("forebay.semantic")
 SIMILARITY_HEADER = "X-Forebay-Similarity"
@@ -81,26 +79,18 @@ class Semantic:
 
     def _embed(self, call: Call, text: str) -> list[float]:
         settings = self._settings
-        headers = {
-            "Content-Type": "application/json",
-            REQUEST_ID_HEADER: call.request_id,
-            TRACE_HEADER: call.traceparent,
-        }
-        if settings.semantic_cache_key is not None:
-            headers["Authorization"] = f"Bearer {settings.semantic_cache_key.get_secret_value()}"
         asked = {"input": text, "encoding_format": "float"}
         if settings.semantic_cache_model:
             asked["model"] = settings.semantic_cache_model
-        wait = min(settings.semantic_cache_timeout, call.remaining())
-        exchange = Exchange(self._pool, time.monotonic() + wait - BACKSTOP)
-        try:
-            response = exchange.send("POST", "/v1/embeddings", headers, sse.dump(asked))
-            answer = exchange.read()
-        finally:
-            exchange.close()
-        if response.status != 200:
-            raise ValueError(f"status {response.status}")
-        vector = [float(number) for number in json.loads(answer)["data"][0]["embedding"]]
+        answer = ask(
+            self._pool,
+            "/v1/embeddings",
+            asked,
+            call=call,
+            key=settings.semantic_cache_key,
+            timeout=settings.semantic_cache_timeout,
+        )
+        vector = [float(number) for number in answer["data"][0]["embedding"]]
         if not vector:
             raise ValueError("an empty vector")
         return vector
