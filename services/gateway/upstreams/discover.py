@@ -154,7 +154,7 @@ class Fleet:
 
     def ready_in(self, model: str) -> float:
         """Seconds until a pod will take a request for the model, by the load times that were measured."""
-        return outlook.ready_in(self.upstreams, model, self.load_times, self._clock())
+        return outlook.ready_in(self.upstreams, model, self.load_times, self._clock(), look=self._interval)
 
     def queue_wait(self, model: str) -> float:
         """Seconds that a new request for the model will wait in a pod's queue."""

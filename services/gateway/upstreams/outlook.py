@@ -65,9 +65,10 @@ def phase(pods: Iterable[Upstream], model: str, now: float) -> str | None:
     return "not ready" if named is None else "loading" if named == "loading" else f"loading: {named}"
 
 
-def ready_in(pods: Iterable[Upstream], model: str, times: LoadTimes, now: float) -> float:
+def ready_in(pods: Iterable[Upstream], model: str, times: LoadTimes, now: float, *, look: float) -> float:
     """Seconds until a pod takes a request for the model, 0 when one does: what is left of a load's usual time, of a
-    breaker's pause, or else the time of a start from nothing."""
+    breaker's pause, or else the time of a start from nothing. A pod that has loaded is found by the next look, `look`
+    seconds later at most, so that whoever comes again when it was told to is not early."""
     pods = list(pods)
     if any(takes(pod, model, now) for pod in pods):
         return 0.0
@@ -76,7 +77,7 @@ def ready_in(pods: Iterable[Upstream], model: str, times: LoadTimes, now: float)
     for pod in coming(pods, model, now):
         spent = now - (pod.down_since if pod.down_since is not None else now)
         left = times.typical(model) - spent
-        waits.append(left if left > 0 else OVERDUE * spent)
+        waits.append(look + (left if left > 0 else OVERDUE * spent))
     return max(1.0, min(waits)) if waits else times.typical(model, from_nothing=True)
 
 

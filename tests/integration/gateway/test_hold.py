@@ -93,10 +93,10 @@ def test_a_client_that_comes_again_when_it_is_told_to_gets_in(start_gateway: Sta
         time.sleep(takes)  # what is measured here is time itself
         pod.loaded.set()
         until(lambda: gateway.metric("forebay_gateway_upstreams_ready", model="m") == 1)
-    load(pod, gateway)
-    refused = chat(gateway)
     ready = threading.Timer(takes, pod.loaded.set)
     ready.start()
+    load(pod, gateway)
+    refused = chat(gateway)
     assert refused.status_code == 503
     wait = int(refused.headers["retry-after"])
     assert wait <= takes + 1

@@ -24,6 +24,8 @@ from tests.unit.gateway.scripted_pod import Handler
 READY = (200, {"status": "ready", "models": ["m"]})
 LIST = (200, {"data": [{"id": "m", "owned_by": "forebay"}]})
 NOT_FOUND = (404, {"error": "no such route"})
+LOOK = 1
+"""Seconds between looks."""
 
 
 class Pod:
@@ -79,7 +81,7 @@ class Looking:
         self.metrics = GatewayMetrics(CollectorRegistry())
         self.fleet = Fleet(
             self.source,
-            interval=1,
+            interval=LOOK,
             metrics=self.metrics,
             expected=["zero"],
             rules=Rules(in_a_row=1, pause=2),
@@ -232,21 +234,21 @@ class TestOutlook:
         looking.look(UNKNOWN_FOR)
         assert not looking.fleet.expects("anything")
 
-    def test_the_time_until_a_pod_is_ready_is_that_of_loads_before(self, looking: Looking) -> None:
+    def test_the_time_until_a_pod_is_ready_is_that_of_loads_before_and_of_a_look(self, looking: Looking) -> None:
         fleet = looking.fleet
         pod = looking.pod(lambda pod: pod.loads("resolve", "m"))
-        assert fleet.ready_in("m") == UNMEASURED_LOAD
+        assert fleet.ready_in("m") == UNMEASURED_LOAD + LOOK
         looking.look(8)
         pod.readyz = READY
         looking.look(4)
         assert fleet.ready_in("m") == 0
         pod.loads("map", "m")
         looking.look(100)
-        assert fleet.ready_in("m") == 12
+        assert fleet.ready_in("m") == 12 + LOOK
         looking.look(7)
-        assert fleet.ready_in("m") == 5
+        assert fleet.ready_in("m") == 5 + LOOK
         looking.look(13)
-        assert fleet.ready_in("m") == OVERDUE * 20, "it is overdue"
+        assert fleet.ready_in("m") == OVERDUE * 20 + LOOK, "it is overdue"
 
     def test_a_pod_that_was_away_for_a_moment_has_loaded_nothing(self, looking: Looking) -> None:
         pod = looking.pod()
