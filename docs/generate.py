@@ -36,7 +36,7 @@ READERS: dict[type[CommonSettings], str] = {
 SETTINGS_HEAD = """\
 # Settings
 
-Generated from `services/common/settings.py` by `make docs`; do not edit.
+Generated from `services/common/settings/` by `make docs`; do not edit.
 
 Every setting is an environment variable. An empty variable counts as one that is not set. A secret may also be given as
 a file, whose path stands in the variable with `_FILE` at its end; of both, the file counts. `forebay up` reads all of
@@ -61,14 +61,23 @@ def settings_page() -> str:
     """Every setting in a table of the process that reads it."""
     parts = [SETTINGS_HEAD]
     for kind, reader in READERS.items():
-        parts.append(f"\n## {reader}\n\n| variable | value | default | meaning |\n|---|---|---|---|\n")
-        parts.extend(_settings_row(name, field) for name, field in own_fields(kind).items())
+        parts.extend([f"\n## {reader}\n", *_settings_table(kind)])
+        for subject in _subjects(kind):
+            parts.extend([f"\n### {(subject.__doc__ or '').removesuffix('.')}\n", *_settings_table(subject)])
     return "".join(parts)
 
 
-def own_fields(kind: type[CommonSettings]) -> dict[str, FieldInfo]:
+def _subjects(kind: type[CommonSettings]) -> Iterator[type[CommonSettings]]:
+    """The classes that this one brings together, where it has settings of several subjects."""
+    return (base for base in kind.__bases__ if issubclass(base, CommonSettings) and base is not CommonSettings)
+
+
+def _settings_table(kind: type[CommonSettings]) -> Iterator[str]:
     """The settings that this class declares itself, in their order."""
-    return {name: field for name, field in kind.model_fields.items() if name in kind.__annotations__}
+    yield "\n| variable | value | default | meaning |\n|---|---|---|---|\n"
+    for name, field in kind.model_fields.items():
+        if name in kind.__annotations__:
+            yield _settings_row(name, field)
 
 
 def _settings_row(name: str, field: FieldInfo) -> str:

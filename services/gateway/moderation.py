@@ -8,7 +8,7 @@ from typing import Any
 
 from services.common.errors import ContentPolicyViolation, ModerationUnavailable
 from services.common.metrics import GatewayMetrics
-from services.common.settings import GatewaySettings
+from services.common.settings import ScreeningSettings
 from services.common.wire import ChatRequest, CompletionRequest
 from services.gateway.call import Call
 from services.gateway.sidemodel import ask
@@ -20,7 +20,7 @@ log = logging.getLogger("forebay.moderation")
 class Moderator:
     """The moderation model at `moderation_url`, asked over kept connections."""
 
-    def __init__(self, settings: GatewaySettings, metrics: GatewayMetrics) -> None:
+    def __init__(self, settings: ScreeningSettings, metrics: GatewayMetrics) -> None:
         assert settings.moderation_url is not None
         self._pool = Pool(settings.moderation_url)
         self._settings = settings

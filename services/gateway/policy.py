@@ -13,10 +13,10 @@ from typing import Any
 import nh3
 
 from services.common.errors import InvalidRequest
-from services.common.settings import GatewaySettings
+from services.common.settings import ScreeningSettings
 
 
-def apply(settings: GatewaySettings, body: dict[str, Any]) -> None:
+def apply(settings: ScreeningSettings, body: dict[str, Any]) -> None:
     """Holds `body` against the bounds, and strips its texts of HTML where `strip_html` is set.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 
 from services.common.errors import Forbidden, NotAuthenticated, TokenExpired
-from services.common.settings import GatewaySettings
+from services.common.settings import IdentitySettings
 from services.gateway.accounts import PLATFORM
 from services.gateway.identity.jwks import ALGORITHMS, Jwks
 
@@ -34,7 +34,7 @@ class Outsider:
 class Oidc:
     """Reads the tokens of the one issuer that the settings name."""
 
-    def __init__(self, settings: GatewaySettings, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, settings: IdentitySettings, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         assert settings.oidc_issuer is not None
         self._settings = settings
         self._issuer = settings.oidc_issuer

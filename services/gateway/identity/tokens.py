@@ -17,7 +17,7 @@ from flask_jwt_extended.exceptions import JWTExtendedException
 from jwt import InvalidKeyError, PyJWTError
 
 from services.common.errors import NotAuthenticated, TokenExpired
-from services.common.settings import GatewaySettings
+from services.common.settings import IdentitySettings
 from services.gateway.accounts import Accounts, User
 from services.gateway.accounts.credentials import keyed_hash
 
@@ -40,7 +40,7 @@ def key_id(secret: str) -> str:
     return keyed_hash(secret, "kid", "")[:16]
 
 
-def prepare(app: Flask, settings: GatewaySettings) -> None:
+def prepare(app: Flask, settings: IdentitySettings) -> None:
     """Gives the application its secrets and the times of its tokens."""
     current = settings.jwt_secret.get_secret_value()
     secrets = {key_id(secret): secret for secret in (*settings.former_secrets(), current)}
@@ -64,7 +64,7 @@ def prepare(app: Flask, settings: GatewaySettings) -> None:
         return secret or current
 
 
-def new_pair(user: User, settings: GatewaySettings) -> tuple[str, str]:
+def new_pair(user: User, settings: IdentitySettings) -> tuple[str, str]:
     """An access token and a refresh token. Needs an application context."""
     claims: dict[str, Any] = {"tenant": user.tenant_id, "role": user.role, "epoch": user.token_epoch}
     header = {"kid": key_id(settings.jwt_secret.get_secret_value())}

@@ -17,7 +17,7 @@ from pydantic import Field
 from services.cache.throttle import Account, Throttle
 from services.common.errors import ApiError, InvalidCredentials, NotAuthenticated, RateLimited
 from services.common.metrics import GatewayMetrics
-from services.common.settings import GatewaySettings
+from services.common.settings import IdentitySettings
 from services.common.wire import WireModel, parse_json, validate
 from services.gateway.accounts import Accounts, User
 from services.gateway.identify import Identifier, bearer
@@ -39,7 +39,7 @@ def register(
     app: Flask,
     accounts: Accounts,
     identifier: Identifier,
-    settings: GatewaySettings,
+    settings: IdentitySettings,
     *,
     throttle: Throttle,
     metrics: GatewayMetrics | None = None,
@@ -52,7 +52,7 @@ def register(
 def blueprint(
     accounts: Accounts,
     identifier: Identifier,
-    settings: GatewaySettings,
+    settings: IdentitySettings,
     throttle: Throttle,
     metrics: GatewayMetrics | None,
 ) -> Blueprint:
@@ -112,7 +112,7 @@ def _credential() -> str:
     return bearer(request.headers.get("Authorization"))
 
 
-def _charged(settings: GatewaySettings, username: str, request: Request) -> tuple[Account, Account]:
+def _charged(settings: IdentitySettings, username: str, request: Request) -> tuple[Account, Account]:
     """Whose attempt a log-in is: the user name's, of which a hash is enough, and the address'."""
     name = blake2b(username.encode(), digest_size=16).hexdigest()
     address = neighbourhood(client_address(request, settings.trusted_proxies))
@@ -122,7 +122,7 @@ def _charged(settings: GatewaySettings, username: str, request: Request) -> tupl
     )
 
 
-def _pair(user: User, settings: GatewaySettings) -> Response:
+def _pair(user: User, settings: IdentitySettings) -> Response:
     """A new access and refresh token, as RFC 6749 section 5.1 words and guards them."""
     access_token, refresh_token = new_pair(user, settings)
     response = jsonify(
