@@ -31,6 +31,17 @@ CACHES = {
     "coalesced": "the same request was being answered, and both got that answer",
     "replayed": "the client sent the request again, and got the first one's answer",
 }
+OUTCOMES = {
+    "client_error": "the request was refused for what it says",
+    "client_gone": "the client hung up",
+    "overloaded": "every pod that was asked was full",
+    "timeout": "the request's time was over",
+    "upstream_error": "no pod could answer, or the one that did failed",
+    "error": "the gateway failed, or had to end",
+    "orphaned": "its gateway died, and the pod said what was used",
+    "gateway_lost": "its gateway died, and no pod knew what was used",
+}
+"""Of those that are not as they should be."""
 
 
 class ExplainFailed(Exception):
@@ -98,7 +109,8 @@ def explain(row: dict[str, Any]) -> str:
         ("model", f"{row['model']}{asked}"),
         ("replica", _replica(row, route)),
         ("queue", f"{route['queue']} requests waited there when it was chosen" if "queue" in route else None),
-        ("held", f"{route['held']} s until a pod was ready" if "held" in route else None),
+        ("held", f"{route['held']} s for a pod to be ready" if "held" in route else None),
+        ("phase", f"{route['phase']}: why no pod took it at last" if "phase" in route else None),
         ("cache", f"{row['cache']}: {CACHES[row['cache']]}" if row["cache"] in CACHES else row["cache"] or None),
         ("retries", f"sent to another pod {_times(row['retries'])}" if row["retries"] else "none"),
         ("resumes", f"went on at another pod in mid-answer {_times(row['resumes'])}" if row["resumes"] else None),
@@ -118,7 +130,8 @@ def _replica(row: dict[str, Any], route: dict[str, str]) -> str:
 
 def _outcome(row: dict[str, Any]) -> str:
     first = f", first token after {row['ttft_ms'] / 1000:.3f} s" if row["ttft_ms"] is not None else ""
-    return f"{row['outcome']} after {row['duration_ms'] / 1000:.3f} s{first}"
+    why = f": {OUTCOMES[row['outcome']]}" if row["outcome"] in OUTCOMES else ""
+    return f"{row['outcome']} after {row['duration_ms'] / 1000:.3f} s{first}{why}"
 
 
 def _tokens(row: dict[str, Any]) -> str:
@@ -142,5 +155,8 @@ def _refusal(status: int, body: bytes, request_id: str) -> str:
     if status == 403:
         return "the key has not the scope 'admin': make one that has with POST /admin/keys"
     if status == 404:
-        return f"the ledger has no request {request_id}: it is written when the answer has ended, a second later"
+        return (
+            f"the ledger has no request {request_id}: it is written when the answer has ended, a second later, "
+            "and what was refused by credential or limits is in the log alone"
+        )
     return f"the gateway answers {status}: {message}"

@@ -29,7 +29,7 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
-        self._headers = headers or {}
+        self._headers = dict(headers or {})
 
     @property
     def headers(self) -> dict[str, str]:
@@ -37,6 +37,10 @@ class ApiError(Exception):
         if self.retry_after is None:
             return dict(self._headers)
         return {**self._headers, "Retry-After": str(max(1, math.ceil(self.retry_after)))}
+
+    def add_header(self, name: str, value: str) -> None:
+        """Gives the answer one more header."""
+        self._headers[name] = value
 
     def envelope(self) -> dict[str, Any]:
         """The JSON body."""

@@ -90,6 +90,8 @@ class Spent:
     upstream: str | None = None
     policy: str | None = None
     """Why that pod: the choice's reason, `hold` while there is none."""
+    phase: str | None = None
+    """Why no pod took it when one was last looked for, None once one did."""
     queue: int | None = None
     """Requests that waited in that pod when it was chosen; None where it does not say."""
     moderated: bool = False
@@ -143,6 +145,7 @@ class Spent:
                 "asked": self.asked_model if self.asked_model != self.model else None,
                 "replica": route.replica(self.upstream),
                 "policy": self.policy,
+                "phase": self.phase,
                 "queue": self.queue,
                 "cache": self.cache,
                 "retries": self.retries,

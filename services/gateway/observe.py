@@ -13,6 +13,7 @@ from pydantic_core import from_json
 from services.common.sse import Event
 from services.common.wire import Usage
 from services.gateway.call import Call, Spent
+from services.gateway.ending import routed
 from services.gateway.upstreams.exchange import Broken
 
 THE_PODS_OWN = (b'"code":"upstream_unavailable"', b'"code":"out_of_memory"')
@@ -49,6 +50,7 @@ def observe(event: Event, call: Call, spent: Spent) -> bool:
         if any(code in data for code in THE_PODS_OWN):
             raise GivenUp(event)
         spent.outcome = "timeout" if b'"deadline_exceeded"' in data else "upstream_error"
+        event.data = routed(data, spent.route)
     else:
         if note is not None:
             spent.token_ids.extend(note.get("token_ids", ()))

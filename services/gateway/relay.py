@@ -15,6 +15,7 @@ from services.common import sse
 from services.common.errors import ApiError, ClientGone, DeadlineExceeded, ShuttingDown, UpstreamUnavailable
 from services.common.wire import Answer, Usage
 from services.gateway.call import Call
+from services.gateway.ending import ending, routed
 from services.gateway.hold import Hold
 from services.gateway.leg import Leg
 from services.gateway.observe import GivenUp, observe
@@ -58,15 +59,15 @@ def relay(trip: Trip, hold: Hold, leg: Leg | None, last: sse.Event | None = None
                 else:
                     return
     except (Broken, ApiError, TimeoutError, GreenletExit) as fault:
-        spent.outcome, ending = _failed(fault, call)
-        if ending is not None:
-            yield ending
+        spent.outcome, last_words = _failed(fault, call, spent.route)
+        if last_words is not None:
+            yield last_words
 
 
-def _failed(fault: BaseException, call: Call) -> tuple[str, sse.Event | None]:
+def _failed(fault: BaseException, call: Call, route: str) -> tuple[str, sse.Event | None]:
     """The outcome of a stream that ends by `fault`, and the event that tells the client, if there still is one."""
     if isinstance(fault, GivenUp):
-        return "upstream_error", fault.event
+        return "upstream_error", sse.Event(routed(fault.event.data or b"", route))
     if isinstance(fault, Broken):
         come_again = fault.__cause__.retry_after if isinstance(fault.__cause__, ApiError) else None
         error: ApiError = UpstreamUnavailable(
@@ -77,8 +78,8 @@ def _failed(fault: BaseException, call: Call) -> tuple[str, sse.Event | None]:
     elif isinstance(fault, ApiError):
         error = fault
     else:
-        return "error", _error_event(ShuttingDown())
-    return outcome_of(error), None if isinstance(error, ClientGone) else _error_event(error)
+        return "error", ending(ShuttingDown(), route)
+    return outcome_of(error), None if isinstance(error, ClientGone) else ending(error, route)
 
 
 def _rest(
@@ -122,11 +123,3 @@ def _rest(
         raise call.too_late() if refusal.status == DeadlineExceeded.status else fault from refusal
     trip.count_resume()
     return continued(leg.events(), len(spent.token_ids), data[: data.index(CHOICES)])
-
-
-def _error_event(error: ApiError) -> sse.Event:
-    """The error as an event, with the seconds after which to come again in place of the header that is gone."""
-    body = error.envelope()
-    if (seconds := error.headers.get("Retry-After")) is not None:
-        body["error"]["retry_after"] = float(seconds)
-    return sse.Event(sse.dump(body))

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from services.common.errors import ApiError
+from services.common.telemetry import ROUTE_HEADER
 from services.gateway.admit import admit
 from services.gateway.call import Call, Reply, Spent
 from services.gateway.dispatch import dispatch
@@ -24,9 +26,11 @@ def answer(gateway: Gateway, call: Call) -> Reply:
         reply = recall(gateway, principal, call, admission, spent) or dispatch(gateway, principal, call, spent)
     except BaseException as error:
         settle(gateway, call, admission, spent, error)
+        if isinstance(error, ApiError):
+            error.add_header(ROUTE_HEADER, spent.route)
         raise
     if spent.recording is not None:
         spent.recording.attach(reply)
-    reply.headers = {**admission.headers(call), "X-Forebay-Route": spent.route, **reply.headers}
+    reply.headers = {**admission.headers(call), ROUTE_HEADER: spent.route, **reply.headers}
     reply.on_close.insert(0, partial(settle, gateway, call, admission, spent))  # runs last, after the stream is closed
     return reply

@@ -177,7 +177,7 @@ class Trip:
     def _begin(self, choice: Choice, model: str, body: bytes) -> Leg:
         pod, spent = choice.pod, self.spent
         leg = self.leg = Leg(pod, self.call, model, self._weight)
-        spent.upstream, spent.policy, spent.queue = pod.url, choice.policy, pod.queue
+        spent.upstream, spent.policy, spent.phase, spent.queue = pod.url, choice.policy, None, pod.queue
         if model != spent.model:
             spent.model = model
             spent.cacheable = False  # it is another model's answer
@@ -219,6 +219,7 @@ class Trip:
         fleet = self._gateway.fleet
         if not fleet.expects(model):
             return ModelNotFound(model)
+        self.spent.phase = fleet.phase(model)
         return NoPodReady(f"No pod is ready for the model '{model}' at the moment.", retry_after=fleet.ready_in(model))
 
 

@@ -16,6 +16,7 @@ from services.common.wire import Answer
 from services.gateway.admit import Admission
 from services.gateway.call import Call, Reply, Spent
 from services.gateway.dispatch import resume
+from services.gateway.ending import ending, routed
 from services.gateway.identify import Principal
 from services.gateway.observe import observe
 from services.gateway.outcome import outcome_of
@@ -157,7 +158,7 @@ def _stream(
         error = fault if isinstance(fault, ApiError) else ShuttingDown()
         spent.outcome = outcome_of(fault)
         if not isinstance(error, ClientGone):
-            yield sse.Event(sse.dump(error.envelope()))
+            yield ending(error, spent.route)
 
 
 def _told(
@@ -190,13 +191,13 @@ def _ending(call: Call, spent: Spent, answer: Answer, end: End, last: sse.Event 
     """What a client that has the events up to `last` gets of an answer that was not streamed, or of an error."""
     if end.status != 200:
         spent.outcome = end.outcome
-        yield sse.Event(end.body)
+        yield sse.Event(routed(end.body, spent.route))
         return
     body, sent = json.loads(end.body or b"null"), "".join(spent.text)
     if body is None or not text_of(body).startswith(sent):
         spent.outcome = "upstream_error"
         lost = UpstreamUnavailable("The pod that worked on the request was lost in mid-stream.")
-        yield sse.Event(sse.dump(lost.envelope()))
+        yield ending(lost, spent.route)
         return
     for data in chunks(call, answer, body, None if last is None else sent):
         yield sse.Event(data)

@@ -73,7 +73,7 @@ class TestWords:
         )
         told = explain(row(model="b", route=spent.route, retries=2, resumes=1, cost_micros=1500, compute_seconds=0.25))
         assert "model    b, which stands for prod" in told
-        assert "held     2.5 s until a pod was ready" in told
+        assert "held     2.5 s for a pod to be ready" in told
         assert "retries  sent to another pod 2 times" in told
         assert "resumes  went on at another pod in mid-answer once" in told
         assert "0.250 s of compute, cost 0.001500" in told

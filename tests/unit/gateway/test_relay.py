@@ -324,7 +324,9 @@ class TestWhereNobodyCanGoOn:
 
     def test_after_a_pod_that_says_why_it_gives_up(self, start: Start) -> None:
         got = start(gives_up(3, SHUTTING_DOWN)).ask(CHAT)
-        assert got.events[-1] == SHUTTING_DOWN.envelope()
+        told = got.events[-1]["error"]
+        assert told.pop("route") == got.spent.route
+        assert told == SHUTTING_DOWN.envelope()["error"]
         assert got.spent.tokens == Usage(PROMPT, 4), "what was computed and not given out is counted too"
 
 
