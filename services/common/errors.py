@@ -51,6 +51,10 @@ class InvalidRequest(ApiError):
     status, type, code = 400, "invalid_request_error", "invalid_request"
 
 
+class MalformedBody(InvalidRequest):
+    code = "malformed_body"
+
+
 class MalformedJson(InvalidRequest):
     code = "malformed_json"
 
@@ -217,6 +221,8 @@ HTTP_CODES = {
     404: "not_found",
     405: "method_not_allowed",
     413: "request_too_large",
+    414: "uri_too_long",
     415: "unsupported_media_type",
+    431: "headers_too_large",
     500: "internal_error",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-from services.web.serve import JsonLogger, forget_worker, prepare_metrics_folder, serve_metrics
+from services.web.serve import JsonLogger, forget_worker, prepare_metrics_folder, refuse_in_json, serve_metrics
 
 prepare_metrics_folder()
 
@@ -18,6 +18,7 @@ from services.gateway import drain  # noqa: E402
 
 _settings = GatewaySettings()
 configure_logging("gateway", _settings)
+refuse_in_json()
 
 wsgi_app = "services.gateway.app:create_app()"
 bind = f"{_settings.host}:{_settings.gateway_port}"
@@ -27,6 +28,7 @@ worker_connections = _settings.gateway_connections
 keepalive = 75  # longer than the 60 s of common load balancers, so that they and not we close an idle connection
 timeout = 60  # for a worker's heartbeat, not for a request: those have deadlines of their own
 graceful_timeout = drain.longest(_settings)
+limit_request_line = 8190  # the most that gunicorn takes; a prompt may stand in the query
 control_socket_disable = True
 proc_name = "forebay-gateway"
 

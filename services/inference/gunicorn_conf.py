@@ -26,6 +26,7 @@ if "OMP_WAIT_POLICY" not in os.environ:
 settings = InferenceSettings()
 serve.prepare_metrics_folder()
 configure_logging("inference", settings)
+serve.refuse_in_json()
 
 wsgi_app = "services.inference.app:create_app()"
 bind = f"{settings.host}:{settings.inference_port}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 
 from flask import Flask, Request, Response, g, jsonify, request
 from flask.ctx import _AppCtxGlobals
+from gunicorn.http.errors import ChunkMissingTerminator, InvalidChunkExtension, InvalidChunkSize
 from werkzeug.exceptions import HTTPException
 
-from services.common.errors import ApiError, HttpError
+from services.common.errors import ApiError, HttpError, MalformedBody
 from services.common.metrics import HttpMetrics
 from services.common.telemetry import REQUEST_ID_HEADER, TRACE_HEADER, accept_request_id, accept_traceparent, request_id
 
@@ -20,6 +21,8 @@ PROBES = ("/healthz", "/readyz")
 REQUEST_ID_VARIABLE = "HTTP_" + REQUEST_ID_HEADER.upper().replace("-", "_")
 TRACE_VARIABLE = "HTTP_" + TRACE_HEADER.upper()
 """The headers as WSGI has them."""
+BROKEN_BODY = (ChunkMissingTerminator, InvalidChunkExtension, InvalidChunkSize)
+"""What gunicorn raises where the client's chunked body is none (RFC 9112 section 7.1)."""
 
 
 def create_app(name: str, *, max_body_bytes: int, trouble: Callable[[], str | None] = lambda: None) -> Flask:
@@ -33,14 +36,14 @@ def create_app(name: str, *, max_body_bytes: int, trouble: Callable[[], str | No
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.url_map.strict_slashes = False
     app.before_request(_open)
-    app.after_request(partial(_close, _metrics()))
+    app.after_request(partial(_close, http_metrics()))
     app.register_error_handler(Exception, answer_error)
     app.add_url_rule("/healthz", view_func=lambda: _health(trouble()), endpoint="healthz")
     return app
 
 
 @cache
-def _metrics() -> HttpMetrics:
+def http_metrics() -> HttpMetrics:
     """The process's, whose registry takes each name once, however many applications it makes."""
     return HttpMetrics()
 
@@ -58,6 +61,8 @@ def answer_error(error: Exception) -> Response:
         known: ApiError = HttpError(status, f"{error.name}: {error.description}", headers=_kept_headers(error))
     elif isinstance(error, ApiError):
         known = error
+    elif isinstance(error, BROKEN_BODY):
+        known = MalformedBody("The request body is not what its Transfer-Encoding says.")
     else:
         log.exception("unhandled error")
         known = ApiError("The server had an error while processing your request.")
@@ -81,6 +86,10 @@ def _open() -> None:
     found.traceparent = accept_traceparent(sent.get(TRACE_VARIABLE))
     found.log_fields = {}
     request_id.set(found.request_id)
+    if (coding := sent.get("HTTP_CONTENT_ENCODING")) and coding.lower() != "identity":
+        # RFC 9110 section 12.5.3: the answer says which codings would do.
+        message = f"The request body is encoded as '{coding}': send it as it is, without a Content-Encoding."
+        raise HttpError(415, message, param="Content-Encoding", headers={"Accept-Encoding": "identity"})
 
 
 def _close(metrics: HttpMetrics, response: Response) -> Response:
@@ -96,14 +105,14 @@ def _close(metrics: HttpMetrics, response: Response) -> Response:
 
 
 def _write_line(response: Response, found: _AppCtxGlobals, method: str, rule: str) -> None:
-    log.info(
-        "request",
-        extra={
-            "request_id": found.request_id,
-            "method": method,
-            "route": rule,
-            "status": response.status_code,
-            "seconds": round(time.monotonic() - found.started, 4),
-            **found.log_fields,
-        },
-    )
+    status, fields = response.status_code, found.log_fields
+    log_request(found.request_id, method, rule, status=status, started=found.started, fields=fields)
+
+
+def log_request(
+    identity: str, method: str, rule: str, *, status: int, started: float, fields: Mapping[str, object]
+) -> None:
+    """The line of a request that has ended, and arrived at `started` by the monotonic clock."""
+    seconds = round(time.monotonic() - started, 4)
+    facts = {"request_id": identity, "method": method, "route": rule, "status": status, "seconds": seconds, **fields}
+    log.info("request", extra=facts)

@@ -1,15 +1,20 @@
-"""What the two `gunicorn_conf.py` files share: the metrics folder, the metrics port, the control socket, the log."""
+"""What the two `gunicorn_conf.py` files share: the metrics folder, the metrics port, the log, refusals in JSON."""
 
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from typing import Any
 
+from gunicorn import util
 from gunicorn.glogging import Logger
+
+from services.common.errors import HttpError
 
 log = logging.getLogger("forebay.serve")
 
@@ -51,6 +56,18 @@ def forget_worker(_server: Any, worker: Any) -> None:
     from prometheus_flask_exporter.multiprocess import GunicornPrometheusMetrics  # noqa: PLC0415
 
     GunicornPrometheusMetrics.mark_process_dead_on_child_exit(worker.pid)
+
+
+def refuse_in_json() -> None:
+    """Has gunicorn answer in OpenAI's envelope too where it refuses a request itself, before any application sees it:
+    a line or header that is too long, or no HTTP at all. It has no hook for that, and would write HTML."""
+    util.write_error = _write_error
+
+
+def _write_error(client: socket.socket, status: int, reason: str, message: str) -> None:
+    body = json.dumps(HttpError(status, f"{reason}: {message}" if message else f"{reason}.").envelope()).encode()
+    head = f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    util.write_nonblock(client, f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
 
 
 class JsonLogger(Logger):  # type: ignore[misc]

@@ -1,6 +1,7 @@
 """What the gateway refuses, how it says so, and what it never writes down."""
 
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ def admin_of(gateway: RunningGateway) -> httpx2.Client:
     credentials = {"username": "admin", "password": gateway.admin_password}
     answer = httpx2.post(f"{gateway.url}/login", json=credentials)
     return gateway.client(key=answer.json()["access_token"])
+
+
+def send(gateway: RunningGateway, *lines: str) -> httpx2.Response:
+    """The answer to these lines, whether or not they are HTTP; the gateway must end the connection after it."""
+    where = httpx2.URL(gateway.url)
+    with socket.create_connection((where.host, where.port), timeout=30) as connection:
+        connection.sendall("\r\n".join(lines).encode("latin-1"))
+        head, _, body = b"".join(iter(lambda: connection.recv(65536), b"")).partition(b"\r\n\r\n")
+    return httpx2.Response(int(head.split()[1]), content=body)
 
 
 def error_of(answer: httpx2.Response) -> tuple[int, str]:
@@ -93,6 +103,29 @@ class TestMalformedRequests:
     def test_an_unknown_route_and_a_wrong_method_have_the_envelope_too(self, client: httpx2.Client) -> None:
         assert error_of(client.get("/v2/nothing")) == (404, "not_found")
         assert error_of(client.get(PATH)) == (405, "method_not_allowed")
+
+    @pytest.mark.parametrize(
+        ("lines", "refusal"),
+        [
+            ([f"GET /v1/models?x={'x' * 9000} HTTP/1.1", "", ""], (414, "uri_too_long")),
+            (["GET /healthz HTTP/1.1", f"X-Long: {'x' * 9000}", "", ""], (431, "headers_too_large")),
+            (["\x16\x03\x01 no HTTP", "", ""], (400, "invalid_request")),
+            ([f"POST {PATH} HTTP/1.1", "Content-Length: -5", "", ""], (400, "invalid_request")),
+            ([f"POST {PATH} HTTP/1.1", "Transfer-Encoding: chunked", "", "zz", "{}", ""], (400, "malformed_body")),
+        ],
+        ids=["long line", "long header", "no http", "negative length", "no chunk"],
+    )
+    def test_what_never_reaches_a_route_has_the_envelope_too(
+        self, gateway: RunningGateway, lines: list[str], refusal: tuple[int, str]
+    ) -> None:
+        assert error_of(send(gateway, *lines)) == refusal
+
+    def test_a_query_may_be_as_long_as_a_prompt_of_two_pages(self, client: httpx2.Client) -> None:
+        assert client.get("/stream", params={"prompt": "x" * 8000}).status_code == 200
+
+    def test_a_compressed_body_is_415(self, client: httpx2.Client) -> None:
+        answer = client.post(PATH, json=CHAT, headers={"Content-Encoding": "gzip"})
+        assert error_of(answer) == (415, "unsupported_media_type")
 
 
 class TestCredentials:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from flask import Flask, Response, g, jsonify, request
 from flask.testing import FlaskClient
+from gunicorn.http.errors import InvalidChunkSize
 from prometheus_client import REGISTRY
 
 from services.common.errors import ModelNotFound, RateLimited
@@ -43,6 +44,10 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
     def bug() -> Response:
         raise KeyError("the password is hunter2")
 
+    @app.post("/cut")
+    def cut() -> Response:
+        raise InvalidChunkSize(b"zz")
+
     @app.get("/stream")
     def stream() -> Response:
         return Response(iter([b"a", b"b"]), mimetype="text/plain")
@@ -74,6 +79,7 @@ def error_of(answer: Any) -> dict[str, Any]:
         ("GET", "/missing-model", 404, "model_not_found"),
         ("GET", "/slow-down", 429, "rate_limit_exceeded"),
         ("GET", "/bug", 500, "internal_error"),
+        ("POST", "/cut", 400, "malformed_body"),
     ],
 )
 def test_every_failure_is_answered_with_the_envelope(
@@ -94,6 +100,17 @@ def test_a_body_of_another_kind_is_refused_with_the_envelope(client: FlaskClient
     answer = client.post("/echo", data=b"x", content_type="text/plain")
     assert answer.status_code == 415
     assert error_of(answer)["code"] == "unsupported_media_type"
+
+
+def test_a_compressed_body_is_refused_and_told_what_would_do(client: FlaskClient) -> None:
+    answer = client.post("/echo", data=b"{}", headers={"Content-Encoding": "gzip"}, content_type="application/json")
+    assert (answer.status_code, answer.headers["Accept-Encoding"]) == (415, "identity")
+    assert error_of(answer)["param"] == "Content-Encoding"
+
+
+def test_a_body_that_says_that_it_is_not_encoded_is_taken(client: FlaskClient) -> None:
+    answer = client.post("/echo", data=b"{}", headers={"Content-Encoding": "identity"}, content_type="application/json")
+    assert answer.status_code == 200
 
 
 def test_a_wrong_method_says_which_ones_are_right(client: FlaskClient) -> None:
