@@ -13,7 +13,7 @@ from collections.abc import Sequence as Listing
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import from_json
 
 from services.common.errors import InvalidRequest, MalformedJson
@@ -26,6 +26,7 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 """Characters of one stop sequence; the engine compares each with the end of the text at every token."""
 MAX_PROMPTS = 2048
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 TokenId = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
@@ -149,11 +150,12 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 
-    @model_validator(mode="after")
-    def _check_logprobs(self) -> Self:
-        if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs is allowed only where logprobs is true")
-        return self
+    @field_validator("top_logprobs")
+    @classmethod
+    def _check_top_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value and not info.data.get("logprobs"):
+            raise ValueError("it is allowed only where 'logprobs' is true")
+        return value
 
     @property
     def token_limit(self) -> int | None:
@@ -172,13 +174,14 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = Field(None, ge=0, le=5)
     echo: bool | None = None
 
-    @model_validator(mode="after")
-    def _check_prompt(self) -> Self:
-        if isinstance(self.prompt, list) and not self.prompt:
-            raise ValueError("prompt must not be empty")
-        if len(self.prompts) > MAX_PROMPTS:
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, value: str | list[Any]) -> str | list[Any]:
+        if not value and isinstance(value, list):
+            raise ValueError("it must not be empty")
+        if not isinstance(value, str) and not isinstance(value[0], int) and len(value) > MAX_PROMPTS:
             raise ValueError(f"at most {MAX_PROMPTS} prompts are allowed in one request")
-        return self
+        return value
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -205,7 +208,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
         MalformedJson: it is not JSON, not UTF-8, nested too deep, or not an object.
     """
     try:
-        value = from_json(body, allow_inf_nan=False)
+        # Some clients on Windows write the mark, which RFC 8259 section 8.1 lets a reader pass over.
+        value = from_json(body.removeprefix(BYTE_ORDER_MARK), allow_inf_nan=False)
     except ValueError as error:
         raise MalformedJson(f"The request body is not valid JSON: {error}") from None
     if not isinstance(value, dict):

@@ -94,7 +94,8 @@ def test_a_completion_counts_its_log_probabilities(value: Any, param: str) -> No
 
 
 def test_likeliest_tokens_without_log_probabilities_are_refused_as_openai_does() -> None:
-    assert "top_logprobs" in refused(wire.ChatRequest, {**CHAT, "top_logprobs": 2}).message
+    assert refused(wire.ChatRequest, {**CHAT, "top_logprobs": 2}).param == "top_logprobs"
+    assert refused(wire.ChatRequest, {**CHAT, "top_logprobs": 2, "logprobs": False}).param == "top_logprobs"
     assert chat(top_logprobs=0).logprob_count is None
 
 
@@ -164,7 +165,18 @@ def test_prompts_of_several_kinds_are_refused(prompt: Any) -> None:
 
 
 def test_an_empty_list_of_prompts_is_refused() -> None:
-    assert "prompt must not be empty" in refused(wire.CompletionRequest, {"model": "m", "prompt": []}).message
+    error = refused(wire.CompletionRequest, {"model": "m", "prompt": []})
+    assert (error.param, error.message) == ("prompt", "Invalid value for 'prompt': it must not be empty.")
+
+
+def test_more_prompts_than_are_allowed_are_refused_by_the_name_of_the_field() -> None:
+    many = ["x"] * (wire.MAX_PROMPTS + 1)
+    assert refused(wire.CompletionRequest, {"model": "m", "prompt": many}).param == "prompt"
+
+
+def test_a_prompt_of_more_token_ids_than_there_may_be_prompts_is_one_prompt() -> None:
+    ids = [7] * (wire.MAX_PROMPTS + 1)
+    assert wire.validate(wire.CompletionRequest, {"model": "m", "prompt": ids}).prompts == [ids]
 
 
 def test_unknown_fields_are_kept_for_engines_that_know_them() -> None:
@@ -200,6 +212,10 @@ def test_text_parts_of_a_message_are_joined() -> None:
 def test_any_bytes_are_either_an_object_or_a_clear_refusal(body: bytes) -> None:
     with suppress(MalformedJson):
         assert isinstance(wire.parse_json(body), dict)
+
+
+def test_a_byte_order_mark_before_the_body_is_passed_over() -> None:
+    assert wire.parse_json(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"1", b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1', b'{"a": "\xff"}'])

@@ -109,6 +109,16 @@ def test_what_asks_for_nothing_is_accepted(client: FlaskClient) -> None:
         "cache_salt": "salt",
         "metadata": {"a": "b"},
         "reasoning_effort": None,
+        "verbosity": "medium",
+        "min_tokens": 0,
+        "stop_token_ids": [],
+        "skip_special_tokens": True,
+        "include_stop_str_in_output": False,
+        "add_generation_prompt": True,
+        "chat_template_kwargs": {},
+        "use_beam_search": False,
+        "length_penalty": 1.0,
+        "echo": False,
     }
     assert chat(client, **neutral).status_code == 200
 
