@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from forebay import __version__
 
 Command = Callable[[argparse.Namespace], int]
+INTERRUPTED = 130
+"""What a shell's commands end with after Ctrl-C: 128 and the number of the signal."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,9 +35,9 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--url", help="base URL of the endpoint; by default the stack that runs here")
     bench.add_argument("--key", help="API key; by default FOREBAY_API_KEY, else the stack's demo key")
     bench.add_argument("--model", help="model to ask; by default the first that the endpoint lists")
-    bench.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="clients at a time")
-    bench.add_argument("--requests", type=int, default=3, help="requests that each client sends")
-    bench.add_argument("--tokens", type=int, default=64, help="tokens that each request generates at most")
+    bench.add_argument("--clients", type=_count, nargs="+", default=[1, 4, 16], metavar="N", help="clients at a time")
+    bench.add_argument("--requests", type=_count, default=3, help="requests that each client sends")
+    bench.add_argument("--tokens", type=_count, default=64, help="tokens that each request generates at most")
     bench.add_argument("--json", action="store_true", help="as JSON, for programs")
     bench.set_defaults(run=_bench)
 
@@ -48,11 +50,21 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. Returns its exit status."""
     options = parser().parse_args(arguments)
     run: Command = options.run
-    return run(options)
+    try:
+        return run(options)
+    except KeyboardInterrupt:  # but in `up`, which stops what it has started
+        return INTERRUPTED
 
 
 # The commands import what they need when they run: `--help` answers at once, and `status` loads no database driver.
@@ -80,10 +92,11 @@ def _status(options: argparse.Namespace) -> int:
 def _bench(options: argparse.Namespace) -> int:
     """Load an OpenAI-compatible endpoint with streaming clients; print tokens/s, time to first token and per token."""
     from forebay.bench import BenchFailed, run  # noqa: PLC0415
+    from forebay.checks import Refused  # noqa: PLC0415
 
     try:
         return run(options)
-    except BenchFailed as failed:
+    except (BenchFailed, Refused) as failed:
         print(f"forebay bench: {failed}", file=sys.stderr)
         return 1
 
