@@ -81,9 +81,9 @@ def bootstrap_given(settings: GatewaySettings, password: str, key: str) -> None:
         for tenant in (PLATFORM, DEMO):
             _ensure_tenant(accounts, tenant)
         _ensure_admin(accounts, reset=False, given=password)
-        if accounts.find_key(key) is None:
+        if accounts.keys.find(key) is None:
             try:
-                accounts.create_key(DEMO, DEMO, plain=key)
+                accounts.keys.create(DEMO, DEMO, plain=key)
             except Conflict:
                 return  # another process was faster
             _revoke_demo_keys(accounts, but=key_prefix(key))
@@ -99,24 +99,24 @@ def _open(settings: GatewaySettings) -> Accounts:
 
 
 def _ensure_tenant(accounts: Accounts, name: str) -> None:
-    if accounts.tenants(only=name):
+    if accounts.tenants.page(only=name):
         return
     try:
-        accounts.create_tenant(name)
+        accounts.tenants.create(name)
     except Conflict:
         return  # another process was faster
 
 
 def _ensure_admin(accounts: Accounts, *, reset: bool, given: str | None = None) -> str | None:
-    admin = accounts.find_user(ADMIN)
+    admin = accounts.users.by_name(ADMIN)
     if admin is not None and not reset:
         return None
     password = given or secrets.token_urlsafe(18)
     if admin is not None:
-        accounts.update_user(admin.id, disabled=False, password=password)
+        accounts.users.update(admin.id, disabled=False, password=password)
         return password
     try:
-        accounts.create_user(PLATFORM, ADMIN, password, "admin")
+        accounts.users.create(PLATFORM, ADMIN, password, "admin")
     except Conflict:
         return None  # another process was faster, and shows the password
     return password
@@ -124,11 +124,11 @@ def _ensure_admin(accounts: Accounts, *, reset: bool, given: str | None = None) 
 
 def _ensure_demo_key(accounts: Accounts, key_file: Path) -> str:
     plain = key_file.read_text().strip() if key_file.exists() else ""
-    known = accounts.find_key(plain)
+    known = accounts.keys.find(plain)
     if known is not None and known.revoked_at is None and not known.expired(time.time()):
         key_file.chmod(0o600)
         return plain
-    fresh, plain = accounts.create_key(DEMO, DEMO)
+    fresh, plain = accounts.keys.create(DEMO, DEMO)
     _write_secret(key_file, plain)
     # Only now, so that a process that dies on the way leaves no file with a key that is not good.
     _revoke_demo_keys(accounts, but=fresh.prefix)
@@ -137,10 +137,10 @@ def _ensure_demo_key(accounts: Accounts, key_file: Path) -> str:
 
 def _revoke_demo_keys(accounts: Accounts, *, but: str | None) -> None:
     after: str | None = None
-    while page := accounts.keys(tenant=DEMO, after=after):
+    while page := accounts.keys.page(tenant=DEMO, after=after):
         for key in page:
             if key.name == DEMO and key.revoked_at is None and key.prefix != but:
-                accounts.revoke_key(key.id)
+                accounts.keys.revoke(key.id)
         after = page[-1].id
 
 

@@ -181,7 +181,7 @@ class Identifier:
         raise NotAuthenticated("The API key is not valid: keys begin with 'fb-'.")
 
     def _check_key(self, plain: str, now: float) -> tuple[Principal, float | None]:
-        key = self._accounts.find_key(plain)
+        key = self._accounts.keys.find(plain)
         if key is None:
             raise NotAuthenticated("The API key is not known.")
         if key.revoked_at is not None:
@@ -211,14 +211,14 @@ class Identifier:
             Forbidden: there is none.
         """
         try:
-            return self._accounts.tenant(name)
+            return self._accounts.tenants.get(name)
         except NotFound:
             if not self._settings.oidc_create_tenants:
                 raise Forbidden("The tenant that your token names does not exist here.") from None
         try:
-            return self._accounts.create_tenant(name)
+            return self._accounts.tenants.create(name)
         except Conflict:
-            return self._accounts.tenant(name)  # another request was faster
+            return self._accounts.tenants.get(name)  # another request was faster
         except InvalidRequest:
             raise Forbidden("What your token names can't be the name of a tenant here.") from None
 

@@ -102,9 +102,9 @@ def token_user(accounts: Accounts, claims: Claims) -> User:
     Raises:
         NotAuthenticated: the token was revoked, or its user is disabled, gone or has a new password.
     """
-    user = accounts.user(claims.user)
+    user = accounts.users.by_id(claims.user)
     if user is None or user.disabled:
         raise NotAuthenticated("The user of this token is disabled or does not exist any more.")
-    if user.token_epoch != claims.epoch or accounts.is_revoked(claims.jti):
+    if user.token_epoch != claims.epoch or accounts.revoked.has(claims.jti):
         raise NotAuthenticated("The token has been revoked. Log in again with POST /login.")
     return user

@@ -73,7 +73,7 @@ def blueprint(
             seconds = math.ceil(wait)
             raise RateLimited(f"There were too many attempts to log in. Try again in {seconds} s.", retry_after=wait)
         try:
-            user = accounts.verify_user(given.username, given.password)
+            user = accounts.users.verify(given.username, given.password)
         except ApiError:
             throttle.give_back(charged)
             raise
@@ -88,7 +88,7 @@ def blueprint(
     def refresh() -> Response:
         claims = read_token(_credential(), "refresh", now=time.time())
         user = token_user(accounts, claims)
-        if not accounts.revoke_token(claims.jti, claims.expires_at):
+        if not accounts.revoked.add(claims.jti, claims.expires_at):
             # Two came with it at once, and the other has the new pair.
             raise NotAuthenticated("The refresh token has been used already. Log in again with POST /login.")
         return _pair(user, settings)
@@ -99,7 +99,7 @@ def blueprint(
         token_user(accounts, claims)
         body = request.get_data()
         given = validate(LogoutRequest, parse_json(body) if body else {})
-        accounts.revoke_token(claims.jti, claims.expires_at)
+        accounts.revoked.add(claims.jti, claims.expires_at)
         if given.refresh_token is not None:
             _revoke_refresh(accounts, given.refresh_token, claims.user)
         identifier.forget(f"user:{claims.user}")
@@ -142,4 +142,4 @@ def _revoke_refresh(accounts: Accounts, token: str, user: str) -> None:
     except NotAuthenticated:
         return
     if claims.user == user:
-        accounts.revoke_token(claims.jti, claims.expires_at)
+        accounts.revoked.add(claims.jti, claims.expires_at)

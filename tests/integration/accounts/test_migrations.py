@@ -99,9 +99,9 @@ def test_a_database_of_the_time_before_is_brought_along_with_what_is_in_it(url: 
             connection.execute(text(statement))
     engine.dispose()
     accounts = open_accounts(url, pool_size=1, key_secret=KEY_SECRET, hasher=CountingHasher())
-    tenant = accounts.tenant("acme")
+    tenant = accounts.tenants.get("acme")
     assert (tenant.id, tenant.limits, tenant.weight, tenant.disabled) == (f"{1:028}", Limits(), 1.0, False)
-    assert accounts.find_key(accounts.create_key("acme", "ci")[1]) is not None
+    assert accounts.keys.find(accounts.keys.create("acme", "ci")[1]) is not None
     with accounts.engine.connect() as connection:
         assert MigrationContext.configure(connection).get_current_revision() == head()
     accounts.close()
@@ -120,7 +120,7 @@ def test_a_database_of_a_newer_version_is_used_as_it_is(url: str, caplog: pytest
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = 'later'"))
     accounts = open_accounts(url, pool_size=1, key_secret=KEY_SECRET, hasher=CountingHasher())
-    accounts.create_tenant("acme")
+    accounts.tenants.create("acme")
     accounts.close()
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "later"
@@ -141,7 +141,7 @@ def test_a_migration_that_fails_leaves_nothing_behind(url: str) -> None:
 def _open_and_write(url: str, barrier: Barrier, number: int) -> None:
     barrier.wait()
     accounts = open_accounts(url, pool_size=2, key_secret=KEY_SECRET, hasher=CountingHasher())
-    accounts.create_tenant(f"tenant-{number}")
+    accounts.tenants.create(f"tenant-{number}")
     accounts.close()
 
 

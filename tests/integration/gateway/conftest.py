@@ -60,8 +60,8 @@ class RunningGateway:
     def another_tenants_key(self, tenant: str = "another") -> str:
         """A new key of a new tenant."""
         accounts = open_accounts(f"sqlite:///{self.log.parent / 'forebay.db'}", pool_size=1, key_secret=SECRET)
-        accounts.create_tenant(tenant)
-        _, plain = accounts.create_key(tenant, "key")
+        accounts.tenants.create(tenant)
+        _, plain = accounts.keys.create(tenant, "key")
         accounts.close()
         return plain
 

@@ -254,7 +254,7 @@ class TestTenants:
             keys = [gateway.another_tenants_key(name) for name in ("one", "two")]
             accounts = open_accounts(f"sqlite:///{tmp_path / 'forebay.db'}", pool_size=1, key_secret=SECRET)
             for name in ("one", "two"):
-                accounts.update_tenant(name, share_cache=True)
+                accounts.tenants.update(name, share_cache=True)
             accounts.close()
             assert post(gateway, 8, stream=False, key=keys[0]).headers["x-forebay-cache"] == "miss"
             until(lambda: leases(server) == 0)

@@ -35,8 +35,8 @@ def key_with(gateway: RunningGateway, *, tenant: dict[str, int] | None = None, *
     accounts = open_accounts(f"sqlite:///{gateway.log.parent / 'forebay.db'}", pool_size=1, key_secret=SECRET)
     with closing(accounts):
         name = f"tenant-{time.time_ns():x}"
-        accounts.create_tenant(name, **(tenant or {}))
-        return accounts.create_key(name, "key", **limits)[1]
+        accounts.tenants.create(name, **(tenant or {}))
+        return accounts.keys.create(name, "key", **limits)[1]
 
 
 def spends_all(handler: Handler, body: dict[str, Any]) -> None:

@@ -82,8 +82,8 @@ def hasher() -> CountingHasher:
 def accounts(settings: GatewaySettings, hasher: CountingHasher) -> Iterator[Accounts]:
     """Two tenants, `platform` and `demo`, with nobody in them."""
     opened = open_accounts(settings.database_url, pool_size=5, key_secret=KEY_SECRET, hasher=hasher)
-    opened.create_tenant(PLATFORM)
-    opened.create_tenant("demo")
+    opened.tenants.create(PLATFORM)
+    opened.tenants.create("demo")
     yield opened
     opened.close()
 
@@ -128,12 +128,12 @@ def client(app: Flask) -> FlaskClient:
 @pytest.fixture
 def operator(accounts: Accounts) -> dict[str, str]:
     """Headers of an admin of the platform."""
-    _, plain = accounts.create_key(PLATFORM, "operator", scopes=frozenset({"inference", "admin"}))
+    _, plain = accounts.keys.create(PLATFORM, "operator", scopes=frozenset({"inference", "admin"}))
     return {"Authorization": f"Bearer {plain}"}
 
 
 @pytest.fixture
 def demo_admin(accounts: Accounts) -> dict[str, str]:
     """Headers of an admin of the tenant `demo` alone."""
-    _, plain = accounts.create_key("demo", "admin", scopes=frozenset({"inference", "admin"}))
+    _, plain = accounts.keys.create("demo", "admin", scopes=frozenset({"inference", "admin"}))
     return {"Authorization": f"Bearer {plain}"}

@@ -46,8 +46,8 @@ def test_every_route_needs_a_credential(app: Flask, client: FlaskClient) -> None
 
 
 def test_every_route_is_forbidden_without_the_scope(app: Flask, client: FlaskClient, accounts: Accounts) -> None:
-    _, plain = accounts.create_key("platform", "plain")
-    accounts.create_user("platform", "ada", PASSWORD)
+    _, plain = accounts.keys.create("platform", "plain")
+    accounts.users.create("platform", "ada", PASSWORD)
     for headers in (bearer(plain), log_in(client, "ada")):
         for method, path in admin_routes(app):
             answer = client.open(path, method=method, json={}, headers=headers)
@@ -55,7 +55,7 @@ def test_every_route_is_forbidden_without_the_scope(app: Flask, client: FlaskCli
 
 
 def test_an_admin_user_may_come_with_a_token(client: FlaskClient, accounts: Accounts) -> None:
-    accounts.create_user("platform", "root", PASSWORD, "admin")
+    accounts.users.create("platform", "root", PASSWORD, "admin")
     assert client.get("/admin/tenants", headers=log_in(client, "root")).status_code == 200
 
 
@@ -82,14 +82,14 @@ def test_a_tenant_has_limits_models_a_weight_and_a_choice_to_share(client: Flask
 def test_a_disabled_tenant_lets_nobody_in_and_alone_can_be_deleted(
     client: FlaskClient, operator: Headers, accounts: Accounts
 ) -> None:
-    _, plain = accounts.create_key("demo", "ci")
+    _, plain = accounts.keys.create("demo", "ci")
     assert client.get("/whoami", headers=bearer(plain)).status_code == 200
     assert client.delete("/admin/tenants/demo", headers=operator).status_code == 409
     client.patch("/admin/tenants/demo", json={"disabled": True}, headers=operator)
     assert client.get("/whoami", headers=bearer(plain)).status_code == 403
     assert client.delete("/admin/tenants/demo", headers=operator).get_json()["name"] == "demo"
     assert client.get("/admin/tenants/demo", headers=operator).status_code == 404
-    assert accounts.find_key(plain) is None
+    assert accounts.keys.find(plain) is None
 
 
 @pytest.mark.parametrize("change", ["disable", "delete"])
@@ -122,7 +122,7 @@ def test_a_password_that_was_given_is_not_shown(client: FlaskClient, operator: H
 
 
 def test_a_user_name_that_is_taken_is_a_conflict(client: FlaskClient, operator: Headers, accounts: Accounts) -> None:
-    accounts.create_user("platform", "ada", PASSWORD)
+    accounts.users.create("platform", "ada", PASSWORD)
     answer = client.post("/admin/users", json={"tenant": "demo", "username": "ada"}, headers=operator)
     assert answer.status_code == 409
 
@@ -130,7 +130,7 @@ def test_a_user_name_that_is_taken_is_a_conflict(client: FlaskClient, operator: 
 def test_a_disabled_user_is_out_at_once_and_an_enabled_one_may_log_in(
     client: FlaskClient, operator: Headers, accounts: Accounts
 ) -> None:
-    path = f"/admin/users/{accounts.create_user('demo', 'ada', PASSWORD).id}"
+    path = f"/admin/users/{accounts.users.create('demo', 'ada', PASSWORD).id}"
     ada = log_in(client, "ada")
     assert client.get("/whoami", headers=ada).status_code == 200
     assert client.patch(path, json={"disabled": True}, headers=operator).get_json()["disabled"] is True
@@ -142,21 +142,21 @@ def test_a_disabled_user_is_out_at_once_and_an_enabled_one_may_log_in(
 def test_a_reset_password_is_the_only_one_that_works(
     client: FlaskClient, operator: Headers, accounts: Accounts
 ) -> None:
-    user = accounts.create_user("demo", "ada", PASSWORD)
+    user = accounts.users.create("demo", "ada", PASSWORD)
     client.patch(f"/admin/users/{user.id}", json={"password": "a new password"}, headers=operator)
-    assert accounts.verify_user("ada", PASSWORD) is None
-    assert accounts.verify_user("ada", "a new password") is not None
+    assert accounts.users.verify("ada", PASSWORD) is None
+    assert accounts.users.verify("ada", "a new password") is not None
 
 
 def test_an_admin_can_not_disable_itself(client: FlaskClient, accounts: Accounts) -> None:
-    user = accounts.create_user("platform", "root", PASSWORD, "admin")
+    user = accounts.users.create("platform", "root", PASSWORD, "admin")
     answer = client.patch(f"/admin/users/{user.id}", json={"disabled": True}, headers=log_in(client, "root"))
     assert answer.status_code == 409
 
 
 @pytest.mark.parametrize("body", [{"role": "member"}, {"disabled": True}, None])
 def test_an_admin_can_not_lock_itself_out(client: FlaskClient, accounts: Accounts, body: Any) -> None:
-    user = accounts.create_user("platform", "root", PASSWORD, "admin")
+    user = accounts.users.create("platform", "root", PASSWORD, "admin")
     path, headers = f"/admin/users/{user.id}", log_in(client, "root")
     answer = client.delete(path, headers=headers) if body is None else client.patch(path, json=body, headers=headers)
     assert answer.status_code == 409
@@ -164,7 +164,7 @@ def test_an_admin_can_not_lock_itself_out(client: FlaskClient, accounts: Account
 
 
 def test_a_users_role_is_changed_and_its_tokens_end(client: FlaskClient, operator: Headers, accounts: Accounts) -> None:
-    user = accounts.create_user("demo", "ada", PASSWORD)
+    user = accounts.users.create("demo", "ada", PASSWORD)
     ada = log_in(client, "ada")
     assert client.get("/admin/keys", headers=ada).status_code == 403
     client.patch(f"/admin/users/{user.id}", json={"role": "admin"}, headers=operator)
@@ -173,7 +173,7 @@ def test_a_users_role_is_changed_and_its_tokens_end(client: FlaskClient, operato
 
 
 def test_a_deleted_user_is_out_at_once(client: FlaskClient, operator: Headers, accounts: Accounts) -> None:
-    user = accounts.create_user("demo", "ada", PASSWORD)
+    user = accounts.users.create("demo", "ada", PASSWORD)
     ada = log_in(client, "ada")
     assert client.get("/whoami", headers=ada).status_code == 200
     assert client.delete(f"/admin/users/{user.id}", headers=operator).get_json()["username"] == "ada"
@@ -215,8 +215,8 @@ def test_a_revoked_key_is_refused_at_once_and_still_listed(client: FlaskClient, 
 
 
 def test_lists_show_no_hash_and_no_password(client: FlaskClient, operator: Headers, accounts: Accounts) -> None:
-    key, _ = accounts.create_key("demo", "ci")
-    user = accounts.create_user("demo", "ada", PASSWORD)
+    key, _ = accounts.keys.create("demo", "ci")
+    user = accounts.users.create("demo", "ada", PASSWORD)
     shown = "".join(client.get(f"/admin/{kind}", headers=operator).text for kind in ("keys", "users"))
     assert key.id in shown
     assert user.id in shown
@@ -225,7 +225,7 @@ def test_lists_show_no_hash_and_no_password(client: FlaskClient, operator: Heade
 
 
 def test_a_key_is_shown_and_changed(client: FlaskClient, operator: Headers, accounts: Accounts) -> None:
-    key, plain = accounts.create_key("demo", "ci")
+    key, plain = accounts.keys.create("demo", "ci")
     path = f"/admin/keys/{key.id}"
     shown = client.get(path, headers=operator).get_json()
     assert (shown["prefix"], shown["models"]) == (plain[:11], None)
@@ -236,7 +236,7 @@ def test_a_key_is_shown_and_changed(client: FlaskClient, operator: Headers, acco
 
 
 def test_a_changed_key_is_another_one_at_once(client: FlaskClient, operator: Headers, accounts: Accounts) -> None:
-    key, plain = accounts.create_key("demo", "ci")
+    key, plain = accounts.keys.create("demo", "ci")
     assert client.get("/admin/keys", headers=bearer(plain)).status_code == 403
     client.patch(f"/admin/keys/{key.id}", json={"scopes": ["inference", "admin"]}, headers=operator)
     assert client.get("/admin/keys", headers=bearer(plain)).status_code == 200
@@ -249,7 +249,7 @@ def test_a_changed_key_is_another_one_at_once(client: FlaskClient, operator: Hea
 def test_a_rotated_key_overlaps_with_the_old_one(
     client: FlaskClient, operator: Headers, accounts: Accounts, clock: Clock
 ) -> None:
-    key, plain = accounts.create_key("demo", "ci", tokens_per_day=5, models=["m"])
+    key, plain = accounts.keys.create("demo", "ci", tokens_per_day=5, models=["m"])
     made = client.post(f"/admin/keys/{key.id}/rotate", json={"overlap": 60}, headers=operator)
     assert made.status_code == 201
     new = made.get_json()
@@ -264,7 +264,7 @@ def test_a_rotated_key_overlaps_with_the_old_one(
 def test_a_key_is_rotated_by_default_with_a_day_of_overlap(
     client: FlaskClient, operator: Headers, accounts: Accounts
 ) -> None:
-    key, _ = accounts.create_key("demo", "ci")
+    key, _ = accounts.keys.create("demo", "ci")
     now = int(time.time())
     assert client.post(f"/admin/keys/{key.id}/rotate", headers=operator).status_code == 201
     assert 86_400 <= client.get(f"/admin/keys/{key.id}", headers=operator).get_json()["expires_at"] - now <= 86_460
@@ -273,7 +273,7 @@ def test_a_key_is_rotated_by_default_with_a_day_of_overlap(
 def test_a_revoked_key_can_be_neither_changed_nor_rotated(
     client: FlaskClient, operator: Headers, accounts: Accounts
 ) -> None:
-    key, _ = accounts.create_key("demo", "ci")
+    key, _ = accounts.keys.create("demo", "ci")
     client.delete(f"/admin/keys/{key.id}", headers=operator)
     assert client.patch(f"/admin/keys/{key.id}", json={"name": "new"}, headers=operator).status_code == 409
     assert client.post(f"/admin/keys/{key.id}/rotate", headers=operator).status_code == 409
@@ -283,7 +283,7 @@ def test_a_revoked_key_can_be_neither_changed_nor_rotated(
 
 
 def test_lists_are_paged_by_limit_and_after(client: FlaskClient, operator: Headers, accounts: Accounts) -> None:
-    made = [accounts.create_key("demo", f"key {number}")[0].id for number in range(5)]
+    made = [accounts.keys.create("demo", f"key {number}")[0].id for number in range(5)]
     seen: list[str] = []
     more, after = True, ""
     while more:
@@ -299,9 +299,9 @@ def test_lists_are_paged_by_limit_and_after(client: FlaskClient, operator: Heade
 def test_a_list_is_confined_to_the_tenant_that_is_asked_for(
     client: FlaskClient, operator: Headers, accounts: Accounts, kind: str
 ) -> None:
-    accounts.create_user("demo", "ada", PASSWORD)
-    accounts.create_user("platform", "bob", PASSWORD)
-    accounts.create_key("demo", "ci")
+    accounts.users.create("demo", "ada", PASSWORD)
+    accounts.users.create("platform", "bob", PASSWORD)
+    accounts.keys.create("demo", "ci")
     rows = client.get(f"/admin/{kind}?tenant=demo", headers=operator).get_json()["data"]
     assert [row["tenant"] for row in rows] == ["demo"]
     assert len(client.get(f"/admin/{kind}", headers=operator).get_json()["data"]) == 2
@@ -404,8 +404,8 @@ def test_a_key_that_expires_holds_until_then(client: FlaskClient, operator: Head
 def test_a_tenants_admin_sees_its_own_tenant_alone(
     client: FlaskClient, accounts: Accounts, operator: Headers, demo_admin: Headers
 ) -> None:
-    accounts.create_user("platform", "root", PASSWORD, "admin")
-    accounts.create_user("demo", "ada", PASSWORD)
+    accounts.users.create("platform", "root", PASSWORD, "admin")
+    accounts.users.create("demo", "ada", PASSWORD)
     for kind in ("tenants", "users", "keys"):
         rows = client.get(f"/admin/{kind}", headers=demo_admin).get_json()["data"]
         assert [row.get("tenant", row.get("name")) for row in rows] == ["demo"]
@@ -444,8 +444,8 @@ def test_a_tenants_admin_can_not_reach_beyond_its_tenant_or_its_limits(
 def test_ids_of_another_tenant_do_not_exist_for_a_tenants_admin(
     client: FlaskClient, accounts: Accounts, demo_admin: Headers
 ) -> None:
-    key, plain = accounts.create_key("platform", "ci")
-    user = accounts.create_user("platform", "root", PASSWORD, "admin")
+    key, plain = accounts.keys.create("platform", "ci")
+    user = accounts.users.create("platform", "root", PASSWORD, "admin")
     for method, path, body in (
         ("GET", f"keys/{key.id}", None),
         ("PATCH", f"keys/{key.id}", {"name": "mine"}),
@@ -464,8 +464,8 @@ def test_ids_of_another_tenant_do_not_exist_for_a_tenants_admin(
         elsewhere = path.replace(key.id, "0" * 28).replace(user.id, "0" * 28).replace("platform", "nowhere")
         nothing = client.open(f"/admin/{elsewhere}", method=method, json=body, headers=demo_admin)
         assert answer.get_json() == nothing.get_json()
-    assert accounts.find_key(plain).revoked_at is None
-    assert accounts.verify_user("root", PASSWORD)
+    assert accounts.keys.find(plain).revoked_at is None
+    assert accounts.users.verify("root", PASSWORD)
 
 
 @pytest.mark.parametrize(
@@ -479,16 +479,16 @@ def test_what_a_tenant_may_use_is_not_for_its_own_admins_to_say(
 
 
 def test_a_tenants_admin_takes_no_limit_away(client: FlaskClient, accounts: Accounts, demo_admin: Headers) -> None:
-    key, _ = accounts.create_key("demo", "ci", tokens_per_day=5)
+    key, _ = accounts.keys.create("demo", "ci", tokens_per_day=5)
     answer = client.patch(f"/admin/keys/{key.id}", json={"tokens_per_day": None}, headers=demo_admin)
     assert (answer.status_code, answer.get_json()["error"]["param"]) == (403, "tokens_per_day")
-    assert accounts.key(key.id).tokens_per_day == 5
+    assert accounts.keys.get(key.id).tokens_per_day == 5
 
 
 def test_a_tenants_admin_opts_into_sharing_and_names_the_models_of_its_keys(
     client: FlaskClient, accounts: Accounts, demo_admin: Headers
 ) -> None:
-    key, _ = accounts.create_key("demo", "ci")
+    key, _ = accounts.keys.create("demo", "ci")
     assert client.patch("/admin/tenants/demo", json={"share_cache": True}, headers=demo_admin).status_code == 200
     assert client.patch(f"/admin/keys/{key.id}", json={"models": ["m"]}, headers=demo_admin).status_code == 200
-    assert accounts.tenant("demo").share_cache is True
+    assert accounts.tenants.get("demo").share_cache is True

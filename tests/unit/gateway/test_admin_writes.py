@@ -42,8 +42,8 @@ ONCE = {"Idempotency-Key": "8e03978e-40d5-43e8-bc93-6894a57f9324"}
 def test_a_write_that_is_sent_again_is_answered_the_same_and_not_done_again(
     client: FlaskClient, operator: Headers, accounts: Accounts, method: str, path: str, body: Any
 ) -> None:
-    key, _ = accounts.create_key("demo", "there")
-    user = accounts.create_user("demo", "bob", PASSWORD)
+    key, _ = accounts.keys.create("demo", "there")
+    user = accounts.users.create("demo", "bob", PASSWORD)
     path = f"/admin/{path.replace('KEY', key.id).replace('USER', user.id)}"
     first, again = (client.open(path, method=method, json=body, headers=operator | ONCE) for _ in range(2))
     assert first.status_code in (200, 201), first.text
@@ -57,7 +57,7 @@ def test_a_write_that_is_sent_again_is_answered_the_same_and_not_done_again(
 def test_without_the_header_it_is_done_again(client: FlaskClient, operator: Headers, accounts: Accounts) -> None:
     for _ in range(2):
         assert client.post("/admin/keys", json={"name": "ci"}, headers=operator).status_code == 201
-    assert len(accounts.keys()) == 3
+    assert len(accounts.keys.page()) == 3
 
 
 def test_the_repeated_answer_has_the_key_itself_which_works(client: FlaskClient, operator: Headers) -> None:
@@ -100,7 +100,7 @@ def test_a_refused_write_is_not_kept_so_that_it_may_be_sent_again(
 ) -> None:
     body = {"tenant": "lab", "name": "ci"}
     assert client.post("/admin/keys", json=body, headers=operator | ONCE).status_code == 404
-    accounts.create_tenant("lab")
+    accounts.tenants.create("lab")
     assert client.post("/admin/keys", json=body, headers=operator | ONCE).status_code == 201
 
 
@@ -128,7 +128,7 @@ def test_many_of_the_same_at_once_are_done_once(app: Flask, operator: Headers, a
     with ThreadPoolExecutor(8) as pool:
         answers = set(pool.map(send, range(24)))
     assert len(answers) == 1
-    assert len(accounts.keys()) == 2
+    assert len(accounts.keys.page()) == 2
     assert len(accounts.audit.entries()) == 1
 
 
@@ -288,7 +288,7 @@ def test_a_write_that_can_not_be_recorded_is_not_done(
     monkeypatch.setattr(getattr(accounts, part), "record" if part == "audit" else "keep", method)
     assert client.post("/admin/keys", json={"name": "ci"}, headers=operator | ONCE).status_code == 500
     assert client.post("/admin/tenants", json={"name": "lab"}, headers=operator | ONCE).status_code == 500
-    assert [key.name for key in accounts.keys(limit=9)] == ["operator"]
-    assert [tenant.name for tenant in accounts.tenants()] == ["platform", "demo"]
+    assert [key.name for key in accounts.keys.page(limit=9)] == ["operator"]
+    assert [tenant.name for tenant in accounts.tenants.page()] == ["platform", "demo"]
     monkeypatch.undo()
     assert accounts.audit.entries() == []

@@ -42,7 +42,7 @@ def test_the_first_start_makes_an_admin_of_the_platform(settings: GatewaySetting
     made = bootstrap(settings, key_file)
     assert made.admin_password is not None
     with opened(settings) as accounts:
-        admin = accounts.verify_user(made.admin_username, made.admin_password)
+        admin = accounts.users.verify(made.admin_username, made.admin_password)
     assert admin is not None
     assert (admin.username, admin.tenant.name, admin.role) == ("admin", "platform", "admin")
 
@@ -55,7 +55,7 @@ def test_the_first_start_makes_a_demo_key_in_a_file_of_its_owner_alone(
     assert key_file.stat().st_mode & 0o777 == 0o600
     assert [file.name for file in key_file.parent.iterdir()] == ["demo.key"]
     with opened(settings) as accounts:
-        key = accounts.find_key(made.demo_key)
+        key = accounts.keys.find(made.demo_key)
     assert (key.tenant.name, key.scopes) == ("demo", {"inference"})
 
 
@@ -70,8 +70,8 @@ def test_the_second_start_changes_nothing_and_shows_no_password(settings: Gatewa
     assert second.admin_password is None
     assert second.demo_key == first.demo_key
     with opened(settings) as accounts:
-        assert len(accounts.keys()) == 1
-        assert accounts.verify_user("admin", first.admin_password)
+        assert len(accounts.keys.page()) == 1
+        assert accounts.users.verify("admin", first.admin_password)
 
 
 @pytest.mark.parametrize("content", [None, "", "nonsense", "fb-aaaaaaaa-" + "A" * 43])
@@ -83,25 +83,25 @@ def test_a_key_file_that_is_lost_gets_a_new_key_and_the_old_is_revoked(
     second = bootstrap(settings, key_file)
     assert key_file.read_text().strip() == second.demo_key != first.demo_key
     with opened(settings) as accounts:
-        assert accounts.find_key(first.demo_key).revoked_at is not None
-        assert accounts.find_key(second.demo_key).revoked_at is None
+        assert accounts.keys.find(first.demo_key).revoked_at is not None
+        assert accounts.keys.find(second.demo_key).revoked_at is None
 
 
 def test_a_revoked_demo_key_is_replaced(settings: GatewaySettings, key_file: Path) -> None:
     first = bootstrap(settings, key_file)
     with opened(settings) as accounts:
-        accounts.revoke_key(accounts.find_key(first.demo_key).id)
+        accounts.keys.revoke(accounts.keys.find(first.demo_key).id)
     assert bootstrap(settings, key_file).demo_key != first.demo_key
 
 
 def test_other_keys_of_the_demo_tenant_are_left_alone(settings: GatewaySettings, key_file: Path) -> None:
     bootstrap(settings, key_file)
     with opened(settings) as accounts:
-        _, own = accounts.create_key("demo", "my own")
+        _, own = accounts.keys.create("demo", "my own")
     key_file.unlink()
     bootstrap(settings, key_file)
     with opened(settings) as accounts:
-        assert accounts.find_key(own).revoked_at is None
+        assert accounts.keys.find(own).revoked_at is None
 
 
 def test_one_bootstrap_waits_for_another_of_the_same_folder(settings: GatewaySettings, key_file: Path) -> None:
@@ -121,8 +121,8 @@ def test_a_lost_admin_password_can_be_replaced(settings: GatewaySettings, key_fi
     first = bootstrap(settings, key_file)
     second = bootstrap(settings, key_file, reset_admin=True)
     with opened(settings) as accounts:
-        assert accounts.verify_user("admin", first.admin_password) is None
-        assert accounts.verify_user("admin", second.admin_password)
+        assert accounts.users.verify("admin", first.admin_password) is None
+        assert accounts.users.verify("admin", second.admin_password)
 
 
 def test_a_key_file_that_others_could_read_is_closed_to_them(settings: GatewaySettings, key_file: Path) -> None:
@@ -148,7 +148,7 @@ def test_the_command_prints_what_there_is_as_one_line_of_json(settings: GatewayS
     passwords = [line["admin_password"] for line in printed if line["admin_password"]]
     assert len(passwords) == 1
     with opened(settings) as accounts:
-        assert accounts.verify_user("admin", passwords[0])
+        assert accounts.users.verify("admin", passwords[0])
 
 
 def test_the_command_says_in_one_sentence_which_settings_are_missing(
@@ -168,19 +168,19 @@ def test_a_given_password_and_key_are_the_admins_and_the_demo_tenants(settings: 
     key = mint_key()
     bootstrap_given(settings, "a given password", key)
     with opened(settings) as accounts:
-        assert accounts.verify_user("admin", "a given password").role == "admin"
-        assert accounts.find_key(key).tenant.name == "demo"
+        assert accounts.users.verify("admin", "a given password").role == "admin"
+        assert accounts.keys.find(key).tenant.name == "demo"
 
 
 def test_given_again_nothing_changes_even_if_the_password_was_changed_since(settings: GatewaySettings) -> None:
     key = mint_key()
     bootstrap_given(settings, "a given password", key)
     with opened(settings) as accounts:
-        accounts.update_user(accounts.find_user("admin").id, password="a better password")
+        accounts.users.update(accounts.users.by_name("admin").id, password="a better password")
     bootstrap_given(settings, "a given password", key)
     with opened(settings) as accounts:
-        assert accounts.verify_user("admin", "a better password")
-        assert len(accounts.keys()) == 1
+        assert accounts.users.verify("admin", "a better password")
+        assert len(accounts.keys.page()) == 1
 
 
 def test_another_given_key_takes_the_place_of_the_old(settings: GatewaySettings) -> None:
@@ -188,19 +188,19 @@ def test_another_given_key_takes_the_place_of_the_old(settings: GatewaySettings)
     bootstrap_given(settings, "a given password", old)
     bootstrap_given(settings, "a given password", new)
     with opened(settings) as accounts:
-        assert accounts.find_key(old).revoked_at is not None
-        assert accounts.find_key(new).revoked_at is None
+        assert accounts.keys.find(old).revoked_at is not None
+        assert accounts.keys.find(new).revoked_at is None
 
 
 def test_a_given_key_that_was_revoked_stays_revoked(settings: GatewaySettings) -> None:
     key = mint_key()
     bootstrap_given(settings, "a given password", key)
     with opened(settings) as accounts:
-        accounts.revoke_key(accounts.find_key(key).id)
+        accounts.keys.revoke(accounts.keys.find(key).id)
     bootstrap_given(settings, "a given password", key)
     with opened(settings) as accounts:
-        assert accounts.find_key(key).revoked_at is not None
-        assert len(accounts.keys()) == 1
+        assert accounts.keys.find(key).revoked_at is not None
+        assert len(accounts.keys.page()) == 1
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ def test_the_command_prints_nothing_of_what_it_was_given(settings: GatewaySettin
     assert [run.communicate()[0] for run in runs] == ["", "", ""]
     assert [run.returncode for run in runs] == [0, 0, 0]
     with opened(settings) as accounts:
-        assert len(accounts.keys()) == 1
-        assert accounts.find_key(key) is not None
+        assert len(accounts.keys.page()) == 1
+        assert accounts.keys.find(key) is not None
 
 
 def test_the_command_says_what_is_wrong_with_what_it_was_given(

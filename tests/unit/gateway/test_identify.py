@@ -29,21 +29,21 @@ from tests.unit.gateway.conftest import JWT_SECRET, KEY_SECRET, PASSWORD, Clock
 
 @pytest.fixture
 def key(accounts: Accounts) -> str:
-    return accounts.create_key("demo", "ci")[1]
+    return accounts.keys.create("demo", "ci")[1]
 
 
 @pytest.fixture
 def ada(accounts: Accounts, client: FlaskClient) -> dict[str, str]:
     """Tokens of a plain user of the tenant `demo`."""
-    accounts.create_user("demo", "ada", PASSWORD)
+    accounts.users.create("demo", "ada", PASSWORD)
     return client.post("/login", json={"username": "ada", "password": PASSWORD}).get_json()
 
 
 def reads(accounts: Accounts, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A list that grows by one with each look for a key in the database."""
     seen: list[str] = []
-    find = accounts.find_key
-    monkeypatch.setattr(accounts, "find_key", lambda plain: seen.append(plain) or find(plain))
+    find = accounts.keys.find
+    monkeypatch.setattr(accounts.keys, "find", lambda plain: seen.append(plain) or find(plain))
     return seen
 
 
@@ -55,19 +55,19 @@ def test_a_key_gives_its_tenant_its_id_and_the_default_limits(
 ) -> None:
     principal = identifier.identify(f"Bearer {key}")
     assert principal.tenant == "demo"
-    assert principal.subject == f"key:{accounts.find_key(key).id}"
+    assert principal.subject == f"key:{accounts.keys.find(key).id}"
     assert principal.scopes == {"inference"}
     assert (principal.limits.requests_per_minute, principal.limits.tokens_per_minute) == (600, 200_000)
 
 
 def test_a_keys_own_limits_come_before_the_defaults(identifier: Identifier, accounts: Accounts) -> None:
-    _, plain = accounts.create_key("demo", "ci", requests_per_minute=7, tokens_per_minute=70)
+    _, plain = accounts.keys.create("demo", "ci", requests_per_minute=7, tokens_per_minute=70)
     principal = identifier.identify(f"Bearer {plain}")
     assert (principal.limits.requests_per_minute, principal.limits.tokens_per_minute) == (7, 70)
 
 
 def test_the_cache_salt_is_an_hmac_of_the_tenants_id(identifier: Identifier, accounts: Accounts, key: str) -> None:
-    tenant = accounts.tenant("demo").id
+    tenant = accounts.tenants.get("demo").id
     expected = hmac.new(KEY_SECRET.encode(), f"cache:{tenant}".encode(), hashlib.sha256).hexdigest()
     assert identifier.identify(f"Bearer {key}").cache_salt == expected
 
@@ -97,14 +97,14 @@ def test_an_unknown_key_is_refused_without_repeating_it(identifier: Identifier) 
 
 
 def test_an_expired_key_is_told_apart(identifier: Identifier, accounts: Accounts, clock: Clock) -> None:
-    _, plain = accounts.create_key("demo", "ci", expires_at=int(clock()) + 10)
+    _, plain = accounts.keys.create("demo", "ci", expires_at=int(clock()) + 10)
     clock.advance(11)
     with pytest.raises(TokenExpired):
         identifier.identify(f"Bearer {plain}")
 
 
 def test_a_revoked_key_is_refused(identifier: Identifier, accounts: Accounts, key: str) -> None:
-    accounts.revoke_key(accounts.find_key(key).id)
+    accounts.keys.revoke(accounts.keys.find(key).id)
     with pytest.raises(NotAuthenticated, match="revoked"):
         identifier.identify(f"Bearer {key}")
 
@@ -126,7 +126,7 @@ def test_a_revocation_elsewhere_takes_effect_within_the_ttl(
     identifier: Identifier, accounts: Accounts, key: str, clock: Clock
 ) -> None:
     identifier.identify(f"Bearer {key}")
-    accounts.revoke_key(accounts.find_key(key).id)
+    accounts.keys.revoke(accounts.keys.find(key).id)
     clock.advance(4.9)
     identifier.identify(f"Bearer {key}")
     clock.advance(0.1)
@@ -147,7 +147,7 @@ def test_trust_is_counted_from_the_check_and_not_from_the_last_use(
 def test_a_key_does_not_outlive_its_expiry_by_being_trusted(
     identifier: Identifier, accounts: Accounts, clock: Clock
 ) -> None:
-    _, plain = accounts.create_key("demo", "ci", expires_at=int(clock()) + 2)
+    _, plain = accounts.keys.create("demo", "ci", expires_at=int(clock()) + 2)
     identifier.identify(f"Bearer {plain}")
     clock.advance(2)
     with pytest.raises(TokenExpired):
@@ -160,7 +160,7 @@ def test_a_clock_that_is_set_back_does_not_lengthen_the_trust(
     wall, steady = Clock(time.time()), Clock(1000)
     identifier = Identifier(accounts, settings, clock=wall, monotonic=steady)
     identifier.identify(f"Bearer {key}")
-    accounts.revoke_key(accounts.find_key(key).id)
+    accounts.keys.revoke(accounts.keys.find(key).id)
     wall.advance(-3600)
     steady.advance(5)
     with pytest.raises(NotAuthenticated):
@@ -173,23 +173,23 @@ def test_failures_are_not_remembered(
     soon = mint_key()
     with pytest.raises(NotAuthenticated):
         identifier.identify(f"Bearer {soon}")
-    monkeypatch.setattr("services.gateway.accounts.store.mint_key", lambda: soon)
-    accounts.create_key("demo", "ci")
+    monkeypatch.setattr("services.gateway.accounts.keys.mint_key", lambda: soon)
+    accounts.keys.create("demo", "ci")
     assert identifier.identify(f"Bearer {soon}").tenant == "demo"
 
 
 def test_what_was_read_before_a_revocation_is_not_remembered_after_it(
     identifier: Identifier, accounts: Accounts, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find = accounts.find_key
+    find = accounts.keys.find
 
     def revoked_meanwhile(plain: str) -> Any:
         found = find(plain)
-        accounts.revoke_key(found.id)
+        accounts.keys.revoke(found.id)
         identifier.forget()
         return found
 
-    monkeypatch.setattr(accounts, "find_key", revoked_meanwhile)
+    monkeypatch.setattr(accounts.keys, "find", revoked_meanwhile)
     identifier.identify(f"Bearer {key}")
     monkeypatch.undo()
     with pytest.raises(NotAuthenticated):
@@ -200,7 +200,7 @@ def test_memory_is_bounded_and_the_oldest_check_goes_first(
     identifier: Identifier, accounts: Accounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identify, "MAX_TRUSTED", 3)
-    keys = [accounts.create_key("demo", "ci")[1] for _ in range(4)]
+    keys = [accounts.keys.create("demo", "ci")[1] for _ in range(4)]
     seen = reads(accounts, monkeypatch)
     for plain in (*keys, *keys[1:], keys[0]):
         identifier.identify(f"Bearer {plain}")
@@ -211,7 +211,7 @@ def test_a_key_that_was_checked_again_is_no_longer_the_oldest(
     identifier: Identifier, accounts: Accounts, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(identify, "MAX_TRUSTED", 3)
-    again, once, *later = (accounts.create_key("demo", "ci")[1] for _ in range(4))
+    again, once, *later = (accounts.keys.create("demo", "ci")[1] for _ in range(4))
     identifier.identify(f"Bearer {again}")
     clock.advance(3)
     identifier.identify(f"Bearer {once}")
@@ -243,7 +243,7 @@ def without_a_database(monkeypatch: pytest.MonkeyPatch, accounts: Accounts) -> N
     def gone(_plain: str) -> None:
         raise AccountsUnavailable
 
-    monkeypatch.setattr(accounts, "find_key", gone)
+    monkeypatch.setattr(accounts.keys, "find", gone)
 
 
 def test_a_checked_key_holds_for_the_grace_and_no_longer(
@@ -261,7 +261,7 @@ def test_a_checked_key_holds_for_the_grace_and_no_longer(
 def test_the_grace_does_not_outlast_a_keys_expiry(
     identifier: Identifier, accounts: Accounts, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, plain = accounts.create_key("demo", "ci", expires_at=int(clock()) + 60)
+    _, plain = accounts.keys.create("demo", "ci", expires_at=int(clock()) + 60)
     identifier.identify(f"Bearer {plain}")
     without_a_database(monkeypatch, accounts)
     clock.advance(61)
@@ -273,7 +273,7 @@ def test_a_key_that_was_found_revoked_has_no_grace(
     identifier: Identifier, accounts: Accounts, key: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identifier.identify(f"Bearer {key}")
-    accounts.revoke_key(accounts.find_key(key).id)
+    accounts.keys.revoke(accounts.keys.find(key).id)
     clock.advance(5)
     with pytest.raises(NotAuthenticated):
         identifier.identify(f"Bearer {key}")
@@ -285,10 +285,10 @@ def test_a_key_that_was_found_revoked_has_no_grace(
 def test_one_subject_can_be_forgotten_alone(
     identifier: Identifier, accounts: Accounts, key: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, other = accounts.create_key("demo", "other")
+    _, other = accounts.keys.create("demo", "other")
     for plain in (key, other):
         identifier.identify(f"Bearer {plain}")
-    identifier.forget(f"key:{accounts.find_key(key).id}")
+    identifier.forget(f"key:{accounts.keys.find(key).id}")
     seen = reads(accounts, monkeypatch)
     for plain in (key, other):
         identifier.identify(f"Bearer {plain}")
@@ -301,8 +301,8 @@ def test_one_subject_can_be_forgotten_alone(
 def test_limits_are_the_keys_own_or_the_defaults_and_the_tenants(
     accounts: Accounts, settings: GatewaySettings, clock: Clock
 ) -> None:
-    accounts.update_tenant("demo", micros_per_month=5_000_000, weight=2.5, share_cache=True)
-    _, plain = accounts.create_key("demo", "ci", tokens_per_minute=70, concurrent=3)
+    accounts.tenants.update("demo", micros_per_month=5_000_000, weight=2.5, share_cache=True)
+    _, plain = accounts.keys.create("demo", "ci", tokens_per_minute=70, concurrent=3)
     defaults = settings.model_copy(update={"concurrent_requests": 8, "tokens_per_day": 1000, "micros_per_day": 7})
     principal = Identifier(accounts, defaults, clock=clock, monotonic=clock).identify(f"Bearer {plain}")
     assert principal.limits == Limits(
@@ -325,21 +325,21 @@ def test_limits_are_the_keys_own_or_the_defaults_and_the_tenants(
 def test_models_must_be_allowed_to_tenant_and_key(
     identifier: Identifier, accounts: Accounts, of_tenant: list[str], of_key: list[str], both: set[str] | None
 ) -> None:
-    accounts.update_tenant("demo", models=of_tenant)
-    _, plain = accounts.create_key("demo", "ci", models=of_key)
+    accounts.tenants.update("demo", models=of_tenant)
+    _, plain = accounts.keys.create("demo", "ci", models=of_key)
     assert identifier.identify(f"Bearer {plain}").models == both
 
 
 def test_a_disabled_key_and_a_disabled_tenant_are_refused_within_the_ttl(
     identifier: Identifier, accounts: Accounts, key: str, clock: Clock
 ) -> None:
-    identity = accounts.find_key(key).id
-    accounts.update_key(identity, disabled=True)
+    identity = accounts.keys.find(key).id
+    accounts.keys.update(identity, disabled=True)
     with pytest.raises(NotAuthenticated, match="disabled"):
         identifier.identify(f"Bearer {key}")
-    accounts.update_key(identity, disabled=False)
+    accounts.keys.update(identity, disabled=False)
     identifier.identify(f"Bearer {key}")
-    accounts.update_tenant("demo", disabled=True)
+    accounts.tenants.update("demo", disabled=True)
     clock.advance(5)
     with pytest.raises(Forbidden, match="'demo' is disabled"):
         identifier.identify(f"Bearer {key}")
@@ -348,7 +348,7 @@ def test_a_disabled_key_and_a_disabled_tenant_are_refused_within_the_ttl(
 def test_of_a_rotated_key_both_hold_until_the_overlap_ends(
     identifier: Identifier, accounts: Accounts, key: str, clock: Clock
 ) -> None:
-    _, fresh = accounts.rotate_key(accounts.find_key(key).id, overlap=60)
+    _, fresh = accounts.keys.rotate(accounts.keys.find(key).id, overlap=60)
     for plain in (key, fresh):
         assert identifier.identify(f"Bearer {plain}").tenant == "demo"
     clock.advance(61)
@@ -365,7 +365,7 @@ def test_an_access_token_gives_its_user_the_default_limits(
 ) -> None:
     with app.app_context():
         principal = identifier.identify(f"Bearer {ada['access_token']}")
-    assert principal.subject == f"user:{accounts.find_user('ada').id}"
+    assert principal.subject == f"user:{accounts.users.by_name('ada').id}"
     assert (principal.tenant, principal.scopes) == ("demo", {"inference"})
     assert (principal.limits.requests_per_minute, principal.limits.tokens_per_minute) == (600, 200_000)
 
@@ -389,7 +389,7 @@ def test_a_refresh_token_is_no_access_token(identifier: Identifier, app: Flask, 
 def test_a_token_of_a_disabled_user_is_refused(
     identifier: Identifier, accounts: Accounts, app: Flask, ada: dict[str, str]
 ) -> None:
-    accounts.update_user(accounts.find_user("ada").id, disabled=True)
+    accounts.users.update(accounts.users.by_name("ada").id, disabled=True)
     with app.app_context(), pytest.raises(NotAuthenticated, match="disabled"):
         identifier.identify(f"Bearer {ada['access_token']}")
 
@@ -397,9 +397,9 @@ def test_a_token_of_a_disabled_user_is_refused(
 def test_a_user_that_was_disabled_and_enabled_must_log_in_again(
     identifier: Identifier, accounts: Accounts, app: Flask, ada: dict[str, str]
 ) -> None:
-    user = accounts.find_user("ada").id
-    accounts.update_user(user, disabled=True)
-    accounts.update_user(user, disabled=False)
+    user = accounts.users.by_name("ada").id
+    accounts.users.update(user, disabled=True)
+    accounts.users.update(user, disabled=False)
     with app.app_context(), pytest.raises(NotAuthenticated, match="revoked"):
         identifier.identify(f"Bearer {ada['access_token']}")
 
@@ -407,7 +407,7 @@ def test_a_user_that_was_disabled_and_enabled_must_log_in_again(
 def test_a_new_password_ends_the_tokens_of_the_old(
     identifier: Identifier, accounts: Accounts, app: Flask, ada: dict[str, str]
 ) -> None:
-    accounts.update_user(accounts.find_user("ada").id, password="another password")
+    accounts.users.update(accounts.users.by_name("ada").id, password="another password")
     with app.app_context(), pytest.raises(NotAuthenticated, match="revoked"):
         identifier.identify(f"Bearer {ada['access_token']}")
 

@@ -167,7 +167,7 @@ def test_a_tenants_admin_sees_the_tenant_alone(asked: FlaskClient, demo_admin: d
 
 
 def test_a_member_sees_no_sums_but_the_own_ones(asked: FlaskClient, accounts: Accounts, books: Books) -> None:
-    key, plain = accounts.create_key("demo", "mine")
+    key, plain = accounts.keys.create("demo", "mine")
     books.enter([row_of(replace(ENTRY, id="mine", subject=f"key:{key.id}", completion_tokens=99))])
     headers = {"Authorization": f"Bearer {plain}"}
     assert asked.get("/admin/usage", headers=headers).status_code == 403

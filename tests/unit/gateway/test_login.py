@@ -23,7 +23,7 @@ Tokens = dict[str, Any]
 
 @pytest.fixture(autouse=True)
 def ada(accounts: Accounts) -> None:
-    accounts.create_user("demo", "ada", PASSWORD)
+    accounts.users.create("demo", "ada", PASSWORD)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_the_access_token_opens_the_other_routes(client: FlaskClient, tokens: To
 def test_tokens_say_who_issued_them_for_whom_and_until_when(
     client: FlaskClient, accounts: Accounts, tokens: Tokens
 ) -> None:
-    user = accounts.find_user("ada")
+    user = accounts.users.by_name("ada")
     for kind, seconds in (("access", 900), ("refresh", 2_592_000)):
         token = tokens[f"{kind}_token"]
         claims = jwt.decode(token, options={"verify_signature": False})
@@ -86,7 +86,7 @@ def test_an_unknown_user_is_compared_with_a_hash_too(client: FlaskClient, hasher
 
 
 def test_a_disabled_user_can_not_log_in(client: FlaskClient, accounts: Accounts) -> None:
-    accounts.update_user(accounts.find_user("ada").id, disabled=True)
+    accounts.users.update(accounts.users.by_name("ada").id, disabled=True)
     assert code(log_in(client)) == (401, "invalid_credentials")
 
 
@@ -124,7 +124,7 @@ def test_a_refresh_token_is_good_for_one_refresh(client: FlaskClient, tokens: To
 def test_of_two_refreshes_that_both_found_the_token_good_one_succeeds(
     client: FlaskClient, accounts: Accounts, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accounts, "is_revoked", lambda jti: False)
+    monkeypatch.setattr(accounts.revoked, "has", lambda jti: False)
     answers = [refresh(client, tokens["refresh_token"]).status_code for _ in range(2)]
     assert answers == [200, 401]
 
@@ -139,7 +139,7 @@ def test_an_expired_refresh_token_is_told_apart(app: Flask, client: FlaskClient)
 
 
 def test_a_disabled_user_can_not_refresh(client: FlaskClient, accounts: Accounts, tokens: Tokens) -> None:
-    accounts.update_user(accounts.find_user("ada").id, disabled=True)
+    accounts.users.update(accounts.users.by_name("ada").id, disabled=True)
     assert refresh(client, tokens["refresh_token"]).status_code == 401
 
 
@@ -164,7 +164,7 @@ def test_a_log_out_ends_the_refresh_token_that_it_names(client: FlaskClient, tok
 def test_a_log_out_leaves_the_tokens_of_other_users_alone(
     client: FlaskClient, accounts: Accounts, tokens: Tokens
 ) -> None:
-    accounts.create_user("demo", "eve", PASSWORD)
+    accounts.users.create("demo", "eve", PASSWORD)
     eve = log_in(client, username="eve").get_json()
     client.post("/logout", headers=bearer(eve["access_token"]), json={"refresh_token": tokens["refresh_token"]})
     assert refresh(client, tokens["refresh_token"]).status_code == 200
@@ -229,7 +229,7 @@ def test_a_log_in_that_the_database_can_not_answer_is_not_counted(
     def gone(*_: str) -> None:
         raise AccountsUnavailable
 
-    monkeypatch.setattr(accounts, "verify_user", gone)
+    monkeypatch.setattr(accounts.users, "verify", gone)
     assert {log_in(client).status_code for _ in range(20)} == {503}
     monkeypatch.undo()
     assert log_in(client).status_code == 200

@@ -62,7 +62,7 @@ def test_a_token_gives_its_tenant_and_the_scopes_of_its_groups(
     identify: Identify, issuer: Issuer, accounts: Accounts
 ) -> None:
     principal = identify(issuer.token("one"))
-    assert (principal.tenant, principal.tenant_id) == ("demo", accounts.tenant("demo").id)
+    assert (principal.tenant, principal.tenant_id) == ("demo", accounts.tenants.get("demo").id)
     assert principal.scopes == {"inference"}
     assert principal.limits.requests_per_minute == 600
 
@@ -115,13 +115,13 @@ def test_a_tenant_must_exist_unless_it_may_be_made(
     with pytest.raises(Forbidden, match="does not exist"):
         made()(issuer.token("one", tenant="acme"))
     making = made(oidc_create_tenants=True)
-    assert making(issuer.token("one", tenant="acme")).tenant_id == accounts.tenant("acme").id
+    assert making(issuer.token("one", tenant="acme")).tenant_id == accounts.tenants.get("acme").id
     with pytest.raises(Forbidden, match="name of a tenant"):
         making(issuer.token("one", tenant="No_Name"))
 
 
 def test_a_disabled_tenants_people_are_refused(identify: Identify, issuer: Issuer, accounts: Accounts) -> None:
-    accounts.update_tenant("demo", disabled=True)
+    accounts.tenants.update("demo", disabled=True)
     with pytest.raises(Forbidden, match="disabled"):
         identify(issuer.token("one"))
 

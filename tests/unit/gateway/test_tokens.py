@@ -31,7 +31,7 @@ def settings(secret: str, *former: str) -> GatewaySettings:
 
 @pytest.fixture
 def user(accounts: Accounts) -> User:
-    return accounts.create_user("demo", "ada", PASSWORD)
+    return accounts.users.create("demo", "ada", PASSWORD)
 
 
 @pytest.fixture

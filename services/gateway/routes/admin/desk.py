@@ -141,7 +141,7 @@ def confined(desk: Desk, named: str | None) -> str | None:
         NotFound: there is no such tenant.
     """
     tenant = reach() if named is None else owner(named)
-    return None if tenant is None else desk.accounts.tenant(tenant).name
+    return None if tenant is None else desk.accounts.tenants.get(tenant).name
 
 
 def platform_only(what: str, *, param: str | None = None) -> None:

@@ -106,7 +106,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
     @routes.get("/keys")
     def list_keys() -> Response:
         query = read_query(TenantPage)
-        rows = accounts.keys(tenant=confined(desk, query.tenant), after=query.after, limit=query.limit + 1)
+        rows = accounts.keys.page(tenant=confined(desk, query.tenant), after=query.after, limit=query.limit + 1)
         return page(rows, query.limit, KeyShown)
 
     @routes.post("/keys")
@@ -118,7 +118,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
         scopes = frozenset(given.pop("scopes", ["inference"]))
 
         def perform() -> Written:
-            key, plain = accounts.create_key(tenant, name, scopes=scopes, **given)
+            key, plain = accounts.keys.create(tenant, name, scopes=scopes, **given)
             detail = {"name": name, "scopes": sorted(scopes), **given}
             return Written("key.create", key.id, tenant, {**KeyShown.of(key), "key": plain}, 201, detail=detail)
 
@@ -126,7 +126,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
 
     @routes.get("/keys/<identity>")
     def get_key(identity: str) -> tuple[dict[str, object], int]:
-        return KeyShown.of(accounts.key(identity, tenant=reach())), 200
+        return KeyShown.of(accounts.keys.get(identity, tenant=reach())), 200
 
     @routes.patch("/keys/<identity>")
     def change_key(identity: str) -> Response:
@@ -136,11 +136,11 @@ def register(routes: Blueprint, desk: Desk) -> None:
             changes["scopes"] = frozenset(changes["scopes"])
 
         def perform() -> Written:
-            before = accounts.key(identity, tenant=reach())
+            before = accounts.keys.get(identity, tenant=reach())
             if before.revoked_at is not None:
                 raise Conflict("The key has been revoked, which is for good.")
             shown = KeyShown.of(before)
-            key = accounts.update_key(identity, tenant=reach(), **changes)
+            key = accounts.keys.update(identity, tenant=reach(), **changes)
             after = KeyShown.of(key)
             return Written(
                 "key.update", key.id, key.tenant.name, after, detail=differences(shown, after), forget=f"key:{identity}"
@@ -153,7 +153,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
         overlap = read_body(Rotation).overlap
 
         def perform() -> Written:
-            key, plain = accounts.rotate_key(identity, tenant=reach(), overlap=overlap)
+            key, plain = accounts.keys.rotate(identity, tenant=reach(), overlap=overlap)
             body = {**KeyShown.of(key), "key": plain}
             detail = {"key": key.id, "overlap": overlap}
             return Written("key.rotate", identity, key.tenant.name, body, 201, detail=detail, forget=f"key:{identity}")
@@ -163,7 +163,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
     @routes.delete("/keys/<identity>")
     def revoke_key(identity: str) -> Response:
         def perform() -> Written:
-            key = accounts.revoke_key(identity, tenant=reach())
+            key = accounts.keys.revoke(identity, tenant=reach())
             return Written("key.revoke", key.id, key.tenant.name, KeyShown.of(key), forget=f"key:{identity}")
 
         return write(desk, perform)

@@ -59,7 +59,9 @@ def register(routes: Blueprint, desk: Desk) -> None:
     def list_tenants() -> Response:
         query = read_query(TenantPage)
         only = reach() if query.tenant is None else confined(desk, query.tenant)
-        return page(accounts.tenants(only=only, after=query.after, limit=query.limit + 1), query.limit, TenantShown)
+        return page(
+            accounts.tenants.page(only=only, after=query.after, limit=query.limit + 1), query.limit, TenantShown
+        )
 
     @routes.post("/tenants")
     def create_tenant() -> Response:
@@ -71,14 +73,14 @@ def register(routes: Blueprint, desk: Desk) -> None:
                 raise Conflict(
                     "There was a tenant of this name, which is in the ledger and the audit log for good.", param="name"
                 )
-            tenant = accounts.create_tenant(**given)
+            tenant = accounts.tenants.create(**given)
             return Written("tenant.create", tenant.id, tenant.name, TenantShown.of(tenant), 201, detail=given)
 
         return write(desk, perform)
 
     @routes.get("/tenants/<name>")
     def get_tenant(name: str) -> tuple[dict[str, object], int]:
-        return TenantShown.of(accounts.tenant(_within_reach(name))), 200
+        return TenantShown.of(accounts.tenants.get(_within_reach(name))), 200
 
     @routes.patch("/tenants/<name>")
     def change_tenant(name: str) -> Response:
@@ -89,8 +91,8 @@ def register(routes: Blueprint, desk: Desk) -> None:
                 platform_only(f"set '{field}' of a tenant", param=field)
 
         def perform() -> Written:
-            before = TenantShown.of(accounts.tenant(name))
-            tenant = accounts.update_tenant(name, **changes)
+            before = TenantShown.of(accounts.tenants.get(name))
+            tenant = accounts.tenants.update(name, **changes)
             after = TenantShown.of(tenant)
             detail = differences(before, after)
             return Written("tenant.update", tenant.id, tenant.name, after, detail=detail, forget=EVERYBODY)
@@ -103,10 +105,10 @@ def register(routes: Blueprint, desk: Desk) -> None:
         platform_only("delete tenants")
 
         def perform() -> Written:
-            tenant = accounts.tenant(name)
+            tenant = accounts.tenants.get(name)
             if not tenant.disabled and name != PLATFORM:
                 raise Conflict("Disable the tenant first: its users and keys are deleted with it, for good.")
-            accounts.delete_tenant(name)
+            accounts.tenants.delete(name)
             return Written("tenant.delete", tenant.id, tenant.name, TenantShown.of(tenant), forget=EVERYBODY)
 
         return write(desk, perform)

@@ -65,7 +65,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
     @routes.get("/users")
     def list_users() -> Response:
         query = read_query(TenantPage)
-        rows = accounts.users(tenant=confined(desk, query.tenant), after=query.after, limit=query.limit + 1)
+        rows = accounts.users.page(tenant=confined(desk, query.tenant), after=query.after, limit=query.limit + 1)
         return page(rows, query.limit, UserShown)
 
     @routes.post("/users")
@@ -75,10 +75,10 @@ def register(routes: Blueprint, desk: Desk) -> None:
         tenant = owner(given.pop("tenant", None))
         asked = given.pop("password", None)
         password = asked or secrets.token_urlsafe(18)
-        password_hash = accounts.hash_password(password)
+        password_hash = accounts.users.hash_password(password)
 
         def perform() -> Written:
-            user = accounts.create_user(tenant, password_hash=password_hash, **given)
+            user = accounts.users.create(tenant, password_hash=password_hash, **given)
             body = {**UserShown.of(user), "password": None if asked else password}
             return Written("user.create", user.id, tenant, body, 201, detail=given)
 
@@ -86,7 +86,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
 
     @routes.get("/users/<identity>")
     def get_user(identity: str) -> tuple[dict[str, object], int]:
-        return UserShown.of(accounts.owned_user(identity, tenant=reach())), 200
+        return UserShown.of(accounts.users.get(identity, tenant=reach())), 200
 
     @routes.patch("/users/<identity>")
     def change_user(identity: str) -> Response:
@@ -96,11 +96,11 @@ def register(routes: Blueprint, desk: Desk) -> None:
             _not_oneself(identity, "disable or demote")
         password = changes.pop("password", None)
         if password is not None:
-            changes["password_hash"] = accounts.hash_password(password)
+            changes["password_hash"] = accounts.users.hash_password(password)
 
         def perform() -> Written:
-            before = UserShown.of(accounts.owned_user(identity, tenant=reach()))
-            user = accounts.update_user(identity, tenant=reach(), **changes)
+            before = UserShown.of(accounts.users.get(identity, tenant=reach()))
+            user = accounts.users.update(identity, tenant=reach(), **changes)
             after = UserShown.of(user)
             detail = differences(before, after) | ({"password": "new"} if password else {})
             return Written("user.update", user.id, user.tenant.name, after, detail=detail, forget=f"user:{user.id}")
@@ -112,7 +112,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
         _not_oneself(identity, "delete")
 
         def perform() -> Written:
-            user = accounts.delete_user(identity, tenant=reach())
+            user = accounts.users.delete(identity, tenant=reach())
             shown = UserShown.of(user)
             return Written(
                 "user.delete",
