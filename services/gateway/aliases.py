@@ -46,9 +46,9 @@ def conversation_of(body: Mapping[str, Any], session: str | None) -> bytes:
 def listed(aliases: Mapping[str, Weights], models: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """The rows of `GET /v1/models` for the aliases that one of these models stands behind."""
     return {
-        alias: {"aliased_models": dict(weights)}
+        alias: {"created": max(created), "aliased_models": dict(weights)}
         for alias, weights in aliases.items()
-        if any(model in models for model in weights)
+        if (created := [models[model].get("created", 0) for model in weights if model in models])
     }
 
 

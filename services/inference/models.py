@@ -291,6 +291,7 @@ def _describe(slot: Slot) -> dict[str, Any]:
         loaded = engine.loaded
         more = {
             "context_length": loaded.context_length,
+            "max_model_len": loaded.context_length,  # vLLM's name of it, which clients of vLLM look for
             "quantization": loaded.quantization,
             "kernel": loaded.kernel,
         }

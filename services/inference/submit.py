@@ -85,7 +85,8 @@ def cancel(generations: Listing[Generation]) -> None:
 def _check_length(prompt: list[int], context: int, param: str) -> None:
     if len(prompt) >= context:
         raise ContextLengthExceeded(
-            f"The prompt has {len(prompt)} tokens, but the context length of this model is {context} tokens, "
-            "prompt and answer together.",
+            # OpenAI's words, by which LiteLLM and others know that a model with a longer context is wanted.
+            f"This model's maximum context length is {context} tokens, prompt and answer together. However, the prompt "
+            f"has {len(prompt)} tokens.",
             param=param,
         )

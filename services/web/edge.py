@@ -17,7 +17,9 @@ from services.common.metrics import HttpMetrics
 from services.common.telemetry import REQUEST_ID_HEADER, TRACE_HEADER, accept_request_id, accept_traceparent, request_id
 
 log = logging.getLogger("forebay.access")
-PROBES = ("/healthz", "/readyz")
+HEALTH = ("/healthz", "/health")
+"""Kubernetes' name of it, and the one that vLLM, TGI and SGLang have and their clients ask."""
+PROBES = (*HEALTH, "/readyz")
 REQUEST_ID_VARIABLE = "HTTP_" + REQUEST_ID_HEADER.upper().replace("-", "_")
 TRACE_VARIABLE = "HTTP_" + TRACE_HEADER.upper()
 """The headers as WSGI has them."""
@@ -26,7 +28,7 @@ BROKEN_BODY = (ChunkMissingTerminator, InvalidChunkExtension, InvalidChunkSize)
 
 
 def create_app(name: str, *, max_body_bytes: int, trouble: Callable[[], str | None] = lambda: None) -> Flask:
-    """An application with the shared edge and no routes of its own but `/healthz`.
+    """An application with the shared edge and no routes of its own but `/healthz`, also `/health`.
 
     Args:
         trouble: why the process should be started anew, in one sentence; None while it is well. Must not wait.
@@ -38,7 +40,8 @@ def create_app(name: str, *, max_body_bytes: int, trouble: Callable[[], str | No
     app.before_request(_open)
     app.after_request(partial(_close, http_metrics()))
     app.register_error_handler(Exception, answer_error)
-    app.add_url_rule("/healthz", view_func=lambda: _health(trouble()), endpoint="healthz")
+    for path in HEALTH:
+        app.add_url_rule(path, view_func=lambda: _health(trouble()), endpoint=path.strip("/"))
     return app
 
 

@@ -40,6 +40,10 @@ ERRORS = {
     503: "Nobody can answer just now; `Retry-After` says when to come back",
     504: "The time-out has passed",
 }
+HEADER_SCHEMAS: dict[str, dict[str, Any]] = {
+    "Idempotency-Key": {"minLength": 1, "maxLength": 255, "pattern": "^[ -~]*$"},
+}
+"""What the value of a header must be, where not every text will do."""
 OURS_ALONE = ("cache_salt", "resume_token_ids")
 """Fields that the gateway sets towards pods; a client's are dropped."""
 
@@ -178,7 +182,8 @@ def _headers(operation: Operation) -> list[dict[str, str]]:
 
 
 def _header(name: str, description: str) -> dict[str, Any]:
-    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+    schema = {"type": "string", **HEADER_SCHEMAS.get(name, {})}
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
 
 
 def _schemas() -> dict[str, Any]:

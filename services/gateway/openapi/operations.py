@@ -173,6 +173,7 @@ LOGIN = (
 )
 
 PROBES = (
+    Operation("GET", "/health", "As `/healthz`", "Probes", (Good("It is", answers.Health),), errors=(503,)),
     Operation(
         "GET", "/healthz", "Whether the process is well", "Probes", (Good("It is", answers.Health),), errors=(503,)
     ),

@@ -73,4 +73,4 @@ class TestConversation:
 
 def test_an_alias_is_listed_where_one_of_its_models_is() -> None:
     aliases = {"prod": {"a": 90, "b": 10}, "next": {"c": 1}}
-    assert listed(aliases, {"b": {}}) == {"prod": {"aliased_models": {"a": 90, "b": 10}}}
+    assert listed(aliases, {"b": {"created": 7}}) == {"prod": {"created": 7, "aliased_models": {"a": 90, "b": 10}}}

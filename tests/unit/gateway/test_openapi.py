@@ -13,8 +13,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 from jsonschema import Draft202012Validator
 
+from services.common.errors import InvalidRequest
 from services.common.settings import GatewaySettings
 from services.gateway.app import close, create_app
+from services.gateway.ledger.usage import read_time
 from services.gateway.openapi import document
 from services.gateway.openapi.operations import OPERATIONS
 from tests.conftest import own_application
@@ -98,6 +100,7 @@ def test_only_what_is_meant_to_be_open_needs_no_credential() -> None:
     }
     assert free == {
         ("POST", "/login"),
+        ("GET", "/health"),
         ("GET", "/healthz"),
         ("GET", "/readyz"),
         ("GET", "/openapi.json"),
@@ -110,6 +113,29 @@ def test_every_write_of_the_admin_api_takes_an_idempotency_key() -> None:
         for method, operation in methods.items():
             if path.startswith("/admin") and method != "get":
                 assert {"$ref": "#/components/parameters/Idempotency-Key"} in operation["parameters"], (method, path)
+
+
+@pytest.mark.parametrize(
+    ("key", "good"),
+    [("order 7", True), ("x" * 255, True), ("", False), ("x" * 256, False), ("é", False), ("a\x7f", False)],
+)
+def test_what_the_document_says_of_an_idempotency_key_is_what_is_taken(key: str, good: bool) -> None:
+    schema = DOCUMENT["components"]["parameters"]["Idempotency-Key"]["schema"]
+    assert Draft202012Validator(schema).is_valid(key) is good
+
+
+@pytest.mark.parametrize(
+    "given", ["2026-11-24", "1795540793", "0", "2026-13-01", "2026-11-32", "0" * 13, "yesterday", "2026-11-24T00:00"]
+)
+def test_what_the_document_says_of_a_time_is_what_is_read(given: str) -> None:
+    parameters = DOCUMENT["paths"]["/v1/usage"]["get"]["parameters"]
+    (schema,) = (one["schema"] for one in parameters if one["name"] == "start")
+    try:
+        read_time("start", given)
+        good = True
+    except InvalidRequest:
+        good = False
+    assert Draft202012Validator(schema).is_valid(given) is good
 
 
 def test_the_gateways_own_fields_are_not_offered_to_clients() -> None:

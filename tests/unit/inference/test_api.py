@@ -153,6 +153,7 @@ def test_a_prompt_too_long_names_both_numbers(client: FlaskClient) -> None:
     error = complete(client, prompt=[1] * 512).json["error"]
     assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
     assert error["message"].count("512") == 2
+    assert error["message"].startswith("This model's maximum context length is 512 tokens")
     assert chat(client, messages=[{"role": "user", "content": "x" * 600}]).json["error"]["param"] == "messages"
 
 
@@ -184,6 +185,7 @@ def test_models_are_listed_and_shown(client: FlaskClient) -> None:
     assert [model["id"] for model in listed] == [MODEL]
     assert listed[0]["object"] == "model"
     assert client.get(f"/v1/models/{MODEL}").json["id"] == MODEL
+    assert listed[0]["max_model_len"] == listed[0]["context_length"] == 512
     assert client.get("/v1/models/none-such").status_code == 404
 
 

@@ -192,6 +192,7 @@ def test_the_line_of_a_stream_is_written_at_its_end(client: FlaskClient, caplog:
 def test_probes_are_not_logged(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     client.get("/healthz").close()
+    client.get("/health").close()
     assert access_lines(caplog) == []
 
 
@@ -206,6 +207,7 @@ def test_a_path_that_no_route_knows_is_one_label_in_the_log(
 
 def test_a_service_that_is_up_says_so(client: FlaskClient) -> None:
     assert client.get("/healthz").get_json() == {"status": "ok"}
+    assert client.get("/health").get_json() == {"status": "ok"}
 
 
 def test_a_service_in_trouble_says_why_and_says_when_it_is_over(app: Flask, client: FlaskClient) -> None:

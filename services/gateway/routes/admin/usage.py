@@ -10,7 +10,7 @@ from datetime import date
 from typing import Any, Literal, TypeVar
 
 from flask import Blueprint, Flask, Response, request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from services.common.errors import NotFound, UpstreamUnavailable
 from services.gateway.identify import Identifier, require
@@ -21,6 +21,10 @@ CSV_ROWS = 100_000
 """Rows of a CSV export at most."""
 CSV_PAGE = 1000
 ROWS_OF_A_REQUEST = 100
+TIME: dict[str, JsonValue] = {
+    "pattern": "^([0-9]{1,12}|[1-9][0-9]{3}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01]))$",
+}
+"""How the description of the API says what `usage.read_time` reads, whose refusal says more than a pattern's would."""
 
 Result = TypeVar("Result")
 
@@ -34,8 +38,15 @@ class OwnUsageQuery(BaseModel):
         None, min_length=1, max_length=255, pattern=r"^[^\x00]*\z", description="Only this model."
     )
     group_by: str = Field("", max_length=64, description="Any of `key`, `model`, `day`, comma-separated; else one sum.")
-    start: str | None = Field(None, max_length=20, description="A day (`2026-11-24`, UTC) or Unix seconds; inclusive.")
-    end: str | None = Field(None, max_length=20, description="A day or Unix seconds; exclusive.")
+    start: str | None = Field(
+        None,
+        max_length=20,
+        json_schema_extra=TIME,
+        description="A day (`2026-11-24`, UTC) or Unix seconds; inclusive.",
+    )
+    end: str | None = Field(
+        None, max_length=20, json_schema_extra=TIME, description="A day or Unix seconds; exclusive."
+    )
     format: Literal["json", "csv"] = Field("json", description="`csv` has all rows, 100,000 at most, and no pages.")
     limit: int = Field(100, ge=1, le=1000)
     after: str | None = Field(None, max_length=2000, description="The last id of the page before.")
