@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -64,6 +64,10 @@ class GivenRights(Given):
     )
 
 
+class GivenInTenant(GivenRights):
+    tenant: str | None = Field(None, description="The admin's own, where none is named.")
+
+
 class ShownRights(Shown):
     requests_per_minute: int | None
     tokens_per_minute: int | None
@@ -98,16 +102,28 @@ def read_body(kind: type[Body]) -> Body:
     return validate(kind, parse_json(request.get_data() or b"{}"))
 
 
-def changes_of(change: Given) -> dict[str, Any]:
+def read_changes(kind: type[Given]) -> dict[str, Any]:
     """What a PATCH names.
 
     Raises:
-        InvalidRequest: it names nothing.
+        InvalidRequest: it names nothing, or something that is wrong.
     """
-    named = change.model_dump(exclude_unset=True)
+    named = read_body(kind).model_dump(exclude_unset=True)
     if not named:
-        raise InvalidRequest(f"Name what to change: {', '.join(type(change).model_fields)}.")
+        raise InvalidRequest(f"Name what to change: {', '.join(kind.model_fields)}.")
     return named
+
+
+def read_new(kind: type[GivenInTenant]) -> tuple[str, dict[str, Any]]:
+    """What shall be made in a tenant: the tenant's name, and what else is given.
+
+    Raises:
+        InvalidRequest: something given is wrong.
+        Forbidden: the tenant is out of the admin's reach, or a limit is given that the admin may not set.
+    """
+    given = read_body(kind).model_dump(exclude_unset=True)
+    limits_are_the_platforms(given)
+    return owner(given.pop("tenant", None)), given
 
 
 def me() -> Principal:
@@ -159,6 +175,17 @@ def limits_are_the_platforms(given: dict[str, Any]) -> None:
     for name in LIMITS:
         if name in given:
             platform_only("set limits", param=name)
+
+
+def page_within_reach(desk: Desk, find: Callable[..., Sequence[Any]], kind: type[Shown]) -> Response:
+    """The page that the query asks for, of what `find` finds in the tenants of the admin.
+
+    Raises:
+        Forbidden, NotFound: as `confined`.
+    """
+    query = read_query(TenantPage)
+    rows = find(tenant=confined(desk, query.tenant), after=query.after, limit=query.limit + 1)
+    return page(rows, query.limit, kind)
 
 
 def page(rows: Sequence[Any], limit: int, kind: type[Shown]) -> Response:

@@ -13,19 +13,17 @@ from services.gateway.accounts import Scope
 from services.gateway.routes.admin.desk import (
     Desk,
     Given,
+    GivenInTenant,
     GivenRights,
     Id,
     ShownRights,
-    TenantPage,
     UnixTime,
-    changes_of,
-    confined,
     limits_are_the_platforms,
-    owner,
-    page,
+    page_within_reach,
     reach,
     read_body,
-    read_query,
+    read_changes,
+    read_new,
 )
 from services.gateway.routes.admin.writes import Written, differences, write
 
@@ -54,8 +52,7 @@ class KeyFields(GivenRights):
         return value
 
 
-class NewKey(KeyFields):
-    tenant: str | None = Field(None, description="The admin's own, where none is named.")
+class NewKey(KeyFields, GivenInTenant):
     name: str = Field(min_length=1, max_length=128, pattern=NAME)
     scopes: list[Scope] = Field(["inference"], max_length=2)
 
@@ -105,15 +102,11 @@ def register(routes: Blueprint, desk: Desk) -> None:
 
     @routes.get("/keys")
     def list_keys() -> Response:
-        query = read_query(TenantPage)
-        rows = accounts.keys.page(tenant=confined(desk, query.tenant), after=query.after, limit=query.limit + 1)
-        return page(rows, query.limit, KeyShown)
+        return page_within_reach(desk, accounts.keys.page, KeyShown)
 
     @routes.post("/keys")
     def create_key() -> Response:
-        given = read_body(NewKey).model_dump(exclude_unset=True)
-        limits_are_the_platforms(given)
-        tenant = owner(given.pop("tenant", None))
+        tenant, given = read_new(NewKey)
         name = given.pop("name")
         scopes = frozenset(given.pop("scopes", ["inference"]))
 
@@ -130,7 +123,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
 
     @routes.patch("/keys/<identity>")
     def change_key(identity: str) -> Response:
-        changes = changes_of(read_body(KeyChange))
+        changes = read_changes(KeyChange)
         limits_are_the_platforms(changes)
         if changes.get("scopes") is not None:
             changes["scopes"] = frozenset(changes["scopes"])

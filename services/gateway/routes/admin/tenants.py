@@ -16,12 +16,12 @@ from services.gateway.routes.admin.desk import (
     ShownRights,
     TenantPage,
     UnixTime,
-    changes_of,
     confined,
     page,
     platform_only,
     reach,
     read_body,
+    read_changes,
     read_query,
 )
 from services.gateway.routes.admin.writes import EVERYBODY, Written, differences, write
@@ -85,7 +85,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
     @routes.patch("/tenants/<name>")
     def change_tenant(name: str) -> Response:
         _within_reach(name)
-        changes = changes_of(read_body(TenantChange))
+        changes = read_changes(TenantChange)
         for field in changes:
             if field not in TENANTS_OWN:
                 platform_only(f"set '{field}' of a tenant", param=field)

@@ -12,26 +12,22 @@ from services.common.errors import Conflict
 from services.gateway.accounts import Role
 from services.gateway.routes.admin.desk import (
     Desk,
+    GivenInTenant,
     GivenRights,
     Id,
     ShownRights,
-    TenantPage,
     UnixTime,
-    changes_of,
-    confined,
     limits_are_the_platforms,
     me,
-    owner,
-    page,
+    page_within_reach,
     reach,
-    read_body,
-    read_query,
+    read_changes,
+    read_new,
 )
 from services.gateway.routes.admin.writes import Written, differences, write
 
 
-class NewUser(GivenRights):
-    tenant: str | None = Field(None, description="The admin's own, where none is named.")
+class NewUser(GivenInTenant):
     username: str = Field(description="1 to 128 of a-z 0-9 . _ @ + - that begin with a letter or digit.")
     password: str | None = Field(
         None, min_length=12, max_length=1024, description="Without one, one is made and shown in this answer only."
@@ -64,15 +60,11 @@ def register(routes: Blueprint, desk: Desk) -> None:
 
     @routes.get("/users")
     def list_users() -> Response:
-        query = read_query(TenantPage)
-        rows = accounts.users.page(tenant=confined(desk, query.tenant), after=query.after, limit=query.limit + 1)
-        return page(rows, query.limit, UserShown)
+        return page_within_reach(desk, accounts.users.page, UserShown)
 
     @routes.post("/users")
     def create_user() -> Response:
-        given = read_body(NewUser).model_dump(exclude_unset=True)
-        limits_are_the_platforms(given)
-        tenant = owner(given.pop("tenant", None))
+        tenant, given = read_new(NewUser)
         asked = given.pop("password", None)
         password = asked or secrets.token_urlsafe(18)
         password_hash = accounts.users.hash_password(password)
@@ -90,7 +82,7 @@ def register(routes: Blueprint, desk: Desk) -> None:
 
     @routes.patch("/users/<identity>")
     def change_user(identity: str) -> Response:
-        changes = changes_of(read_body(UserChange))
+        changes = read_changes(UserChange)
         limits_are_the_platforms(changes)
         if changes.get("disabled") or changes.get("role") == "member":
             _not_oneself(identity, "disable or demote")
