@@ -15,6 +15,9 @@ CHECKOV := build/checkov/.installed
 RIVALS := build/bench/venv/.installed
 GATEWAY_RIVALS := build/bench/gateway-venv/.installed
 PYTEST := $(VENV)/bin/python -m pytest
+# The whole suite in several processes; what must stay together and what comes first, tests/conftest.py says.
+PROCESSES ?= 2
+SHARED := -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit lint format docs dashboards k8s bench bench-front bench-tape bench-engine bench-rivals bench-gateway \
@@ -27,8 +30,8 @@ help: ## list the targets
 run: $(RUNTIME) ## install what is missing, then start the whole stack here until Ctrl-C
 	@exec $(VENV)/bin/forebay up
 
-test: $(DEVELOPMENT) ## run every test that needs no containers: units, real servers, the whole stack, the chart
-	$(PYTEST) --ignore tests/cluster
+test: $(DEVELOPMENT) ## run every test that needs no containers, in two processes: units, real servers, the stack, the chart
+	$(PYTEST) $(SHARED) --ignore tests/cluster --durations=15
 
 test-unit: $(DEVELOPMENT) ## run the tests that start no servers (under a minute)
 	$(PYTEST) tests/unit

@@ -4,19 +4,18 @@
 
 skips a test where the program is absent. Under FOREBAY_REQUIRE_ALL=1, which `.ci/run` sets after installing everything,
 nothing may be skipped: each skip, of whatever origin, fails.
+
+Where several processes share the suite (`make test`), the tests of a file run in one of them.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import random
 import shutil
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+import tempfile
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,11 +23,39 @@ import pytest
 from prometheus_client import REGISTRY
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+ROOT = Path(__file__).parents[1]
+HOME = ROOT / ".forebay"
+TOGETHER = ("tests/e2e", "tests/integration/inference", "tests/integration/accounts")
+FIRST = (*TOGETHER, "tests/integration", "tests/unit/inference", "tests/chart")
 REQUIRE_ALL = os.environ.get("FOREBAY_REQUIRE_ALL") == "1"
+METRICS: str | None = None
+"""A folder that `prometheus_client` and our applications may want for what several processes count."""
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    METRICS = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="forebay-test-metrics-")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requires(program, ...): the test needs these programs on the PATH")
+
+
+def pytest_unconfigure() -> None:
+    if METRICS is not None:
+        shutil.rmtree(METRICS, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts what takes longest first, so that no process of several ends long after the others; and marks what one of
+    them gets as a whole: the tests of a folder whose stack, pods or database take long to start, else those of a file.
+    """
+    for item in items:
+        room = next((place for place in TOGETHER if item.path.is_relative_to(ROOT / place)), item.path)
+        item.add_marker(pytest.mark.xdist_group(str(room)))
+    items.sort(
+        key=lambda item: next(
+            (i for i, place in enumerate(FIRST) if item.path.is_relative_to(ROOT / place)), len(FIRST)
+        )
+    )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -73,30 +100,15 @@ def own_application() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def free_row() -> Callable[[int], int]:
-    """Finds so many ports in a row that are free now; returns the first."""
+def model_folder() -> Path:
+    """The bundled model as safetensors. Converting it takes half a minute, once; who wants it meanwhile waits."""
+    # torch, only for the tests that need it.
+    from services.inference.engine.source import resolve  # noqa: PLC0415
 
-    def find(count: int) -> int:
-        # Below the ports that the kernel gives to outgoing connections, and not always the same ones, as several runs
-        # may share the machine.
-        for _ in range(1000):
-            first = random.randrange(12000, 30000)
-            with ExitStack() as open_sockets:
-                try:
-                    for port in range(first, first + count):
-                        open_sockets.enter_context(socket.socket()).bind(("127.0.0.1", port))
-                except OSError:
-                    continue
-                return first
-        raise AssertionError(f"no {count} free ports in a row")
-
-    return find
+    return resolve("bundled", HOME)
 
 
 @pytest.fixture(scope="session")
-def prepared_home(request: pytest.FixtureRequest) -> Path:
-    """A FOREBAY_HOME whose `models/` holds the bundled model, converted. Kept in pytest's cache from run to run."""
-    home = request.config.cache.mkdir("forebay-home")
-    environment = {**os.environ, "FOREBAY_HOME": str(home)}
-    subprocess.run([sys.executable, "-m", "services.inference.prepare", "bundled"], env=environment, check=True)
-    return home
+def prepared_home(model_folder: Path) -> Path:
+    """A FOREBAY_HOME whose `models/` holds the bundled model, converted: the repository's own."""
+    return HOME

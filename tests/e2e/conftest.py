@@ -9,15 +9,14 @@ import psutil
 import pytest
 
 from tests.e2e.running import HANG, Stack, Up, wait_until_ready
+from tests.ports import free_row
 
 PORTS = 16
 """Ports that are kept free for one stack: four gateways, four pods, eight for metrics."""
 
 
 @pytest.fixture(scope="session")
-def start_up(
-    tmp_path_factory: pytest.TempPathFactory, prepared_home: Path, free_row: Callable[[int], int]
-) -> Iterator[Callable[..., Up]]:
+def start_up(tmp_path_factory: pytest.TempPathFactory, prepared_home: Path) -> Iterator[Callable[..., Up]]:
     """Starts `forebay up` on free ports. Without a `home` it gets a new one, where the model is already converted;
     further settings by name, without their prefix. All are ended after the session."""
     started: list[Up] = []

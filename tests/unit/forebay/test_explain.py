@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +16,7 @@ from forebay.cli import main
 from forebay.explain import POLICIES, explain
 from services.cache.ledger import Entry
 from services.gateway.call import Spent
+from tests.ports import free_port
 
 
 def row(**fields: Any) -> dict[str, Any]:
@@ -114,8 +115,8 @@ class TestCommand:
         assert said in error
         assert error.count("\n") == 1
 
-    def test_without_a_gateway(self, capsys: pytest.CaptureFixture[str], free_row: Callable[[int], int]) -> None:
-        assert main(["explain", "req-1", "--url", f"http://127.0.0.1:{free_row(1)}", "--key", "k"]) == 1
+    def test_without_a_gateway(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["explain", "req-1", "--url", f"http://127.0.0.1:{free_port()}", "--key", "k"]) == 1
         assert "no gateway answers at" in capsys.readouterr().err
 
     @pytest.mark.parametrize("url", ["localhost:8080", "file:///etc/passwd"])

@@ -23,6 +23,7 @@ from services.gateway.accounts import open_accounts
 from services.gateway.ledger import Books, Ledger, open_books, writer
 from services.gateway.ledger.books import BooksClosed
 from services.gateway.ledger.table import DAY_MS, ledger, row_of
+from tests.ports import free_port
 
 DAY = 20_000
 ENTRY = Entry(
@@ -33,7 +34,7 @@ ENTRY = Entry(
 
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[ValkeyServer]:
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         yield server
 
 

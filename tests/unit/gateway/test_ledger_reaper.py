@@ -29,6 +29,7 @@ from services.gateway.ledger.reaper import OVERDUE, PATIENCE, SILENCE, Parts, Re
 from services.gateway.ledger.table import row_of
 from services.gateway.prices import Prices
 from services.gateway.upstreams.choose import Upstream
+from tests.ports import free_port
 from tests.unit.gateway.scripted_pod import Handler, scripted_pod
 
 LIMITS = Limits(tokens_per_minute=100_000, concurrent=1000)
@@ -37,7 +38,7 @@ USED = Usage(10, 5, 4, 0.5, 2.0)
 
 @pytest.fixture(scope="module")
 def valkey() -> Iterator[ValkeyServer]:
-    with ValkeyServer() as server:
+    with ValkeyServer(port=free_port()) as server:
         yield server
 
 

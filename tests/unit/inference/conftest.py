@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from flask.testing import FlaskClient
-
-# Before anything imports prometheus_client, as `services.web.serve` does for a real pod.
-os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="forebay-test-metrics-"))
-
 from prometheus_client import CollectorRegistry
 
 from services.common.metrics import EngineMetrics
