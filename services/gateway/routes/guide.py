@@ -13,7 +13,7 @@ from flask import Blueprint, Response, jsonify, request
 from pydantic import ConfigDict, Field
 
 from services.common import sse
-from services.common.errors import UpstreamUnavailable
+from services.common.errors import HttpError, UpstreamUnavailable
 from services.common.wire import MAX_TOKENS, WireModel, parse_json, validate
 from services.gateway import policy
 from services.gateway.call import Reply
@@ -77,6 +77,8 @@ def blueprint(gateway: Gateway) -> Blueprint:
         if model is None:
             principal = gateway.identifier.identify(request.headers.get("Authorization"))
             model = default_model(gateway, principal)
+        if model is None and gateway.fleet.known_models:
+            raise HttpError(404, "There is no model that you have access to.", param="model", code="model_not_found")
         if model is None:
             raise UpstreamUnavailable("No pod is ready at the moment.", retry_after=5)
         # Looked at again as a message's content, where its refusal would name a field that the client did not send.

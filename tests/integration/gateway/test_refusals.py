@@ -159,6 +159,18 @@ class TestCredentials:
         assert error_of(client.get("/admin/keys")) == (403, "forbidden")
 
 
+class TestModels:
+    @pytest.mark.parametrize("path", ["/generate", "/stream", "/dynamic"])
+    def test_a_prompt_without_a_model_is_404_where_the_key_has_none(self, gateway: RunningGateway, path: str) -> None:
+        with admin_of(gateway) as admin:
+            key = admin.post("/admin/keys", json={"tenant": "demo", "name": "none", "models": ["another"]}).json()[
+                "key"
+            ]
+        with gateway.client(key=key) as client:
+            answer = client.post(path, json={"prompt": "hi"})
+        assert error_of(answer) == (404, "model_not_found")
+
+
 class TestLimits:
     def key_with(self, gateway: RunningGateway, **limits: int) -> str:
         with admin_of(gateway) as admin:
