@@ -15,7 +15,7 @@ from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
 from services.common.telemetry import configure_logging
 from services.gateway import pulse
-from services.gateway.accounts import open_accounts
+from services.gateway.accounts.database import await_accounts
 from services.gateway.budgets import Budgets
 from services.gateway.drain import draining
 from services.gateway.estimate import Estimates
@@ -44,7 +44,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
     """The application, with its settings from the environment unless they are given."""
     settings = settings or GatewaySettings()
     configure_logging("gateway", settings)
-    accounts = open_accounts(
+    accounts = await_accounts(
         settings.database_url,
         pool_size=settings.database_pool_size,
         key_secret=settings.key_secret.get_secret_value(),
@@ -116,6 +116,8 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
     def readyz() -> tuple[Response, int]:
         if draining():
             return jsonify(status="draining"), 503
+        if (reason := accounts.sessions.closed) is not None:
+            return jsonify(status="waiting", reason=reason), 503  # nobody could be let in
         # Not a matter of pods: a gateway without one still answers, with a sentence and a Retry-After.
         return jsonify(status="ready", models=sorted(gateway.fleet.models())), 200
 

@@ -4,7 +4,7 @@
 prints what there is now as one line of JSON; the password only by the run that made it.
 
 In a cluster the password and the key are made before, in a Secret: `--given-password FILE --given-key FILE` takes them
-from there, and prints neither.
+from there, and prints neither. With `--wait` it waits until the database can be opened, and the log says for what.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ from pydantic import ValidationError
 
 from services.common.errors import Conflict
 from services.common.settings import GatewaySettings, wrong_settings
+from services.common.telemetry import configure_logging
 from services.gateway.accounts import PLATFORM, Accounts, open_accounts
 from services.gateway.accounts.credentials import key_prefix
+from services.gateway.accounts.database import await_accounts
 
 ADMIN = "admin"
 DEMO = "demo"
 """Name of the demo tenant, and of its key that this module looks after; other keys of the tenant are left alone."""
+
+LOOK = 0.1
+"""Seconds between looks whether a database that is waited for is open."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,12 @@ def bootstrap(settings: GatewaySettings, key_file: Path, *, reset_admin: bool = 
         return Bootstrapped(ADMIN, password, _ensure_demo_key(accounts, key_file))
 
 
-def bootstrap_given(settings: GatewaySettings, password: str, key: str) -> None:
+def bootstrap_given(settings: GatewaySettings, password: str, key: str, *, wait: bool = False) -> None:
     """Makes what is missing of the admin, the demo tenant and its key, with a password and a key that others made.
 
     The password is only for an admin that is not there yet: one that was changed since stays. Another key than before
-    takes the place of the old one, which is revoked; a given key that was revoked stays so.
+    takes the place of the old one, which is revoked; a given key that was revoked stays so. `wait`: where the database
+    can't be opened, until it can.
 
     Raises:
         ValueError: the password is empty, or the key has not the form of one.
@@ -76,7 +82,7 @@ def bootstrap_given(settings: GatewaySettings, password: str, key: str) -> None:
         raise ValueError("the given password is empty")
     if key_prefix(key) is None:
         raise ValueError("the given key has not the form of one: fb-, 8 of a-z2-7, -, 43 of A-Za-z0-9_-")
-    accounts = _open(settings)
+    accounts = _open(settings, wait=wait)
     with closing(accounts):
         for tenant in (PLATFORM, DEMO):
             _ensure_tenant(accounts, tenant)
@@ -89,13 +95,16 @@ def bootstrap_given(settings: GatewaySettings, password: str, key: str) -> None:
             _revoke_demo_keys(accounts, but=key_prefix(key))
 
 
-def _open(settings: GatewaySettings) -> Accounts:
-    return open_accounts(
+def _open(settings: GatewaySettings, *, wait: bool = False) -> Accounts:
+    accounts = (await_accounts if wait else open_accounts)(
         settings.database_url,
         pool_size=settings.database_pool_size,
         key_secret=settings.key_secret.get_secret_value(),
         wait=settings.database_timeout,
     )
+    while accounts.sessions.closed is not None:
+        time.sleep(LOOK)
+    return accounts
 
 
 def _ensure_tenant(accounts: Accounts, name: str) -> None:
@@ -183,6 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     key.add_argument("--given-key", type=Path, help="file with an API key that becomes the demo tenant's")
     parser.add_argument("--given-password", type=Path, help="file with the admin's first password")
     parser.add_argument("--reset-admin", action="store_true", help="give the admin a new password")
+    parser.add_argument("--wait", action="store_true", help="wait until the database can be opened (with --given-key)")
     options = parser.parse_args(arguments)
     if bool(options.given_key) != bool(options.given_password):
         parser.error("--given-key and --given-password go together")
@@ -193,8 +203,11 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"The settings are not complete: {wrong}\n")
         return 2
     if options.given_key:
+        if options.wait:
+            configure_logging("bootstrap", settings)
         try:
-            bootstrap_given(settings, _read(options.given_password), _read(options.given_key))
+            given = _read(options.given_password), _read(options.given_key)
+            bootstrap_given(settings, *given, wait=options.wait)
         except (OSError, ValueError) as error:
             sys.stderr.write(f"Nothing was made: {error}\n")
             return 2

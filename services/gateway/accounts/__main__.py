@@ -7,7 +7,7 @@ import sys
 from pydantic import ValidationError
 
 from services.common.settings import GatewaySettings, wrong_settings
-from services.gateway.accounts.database import migrate, open_engine
+from services.gateway.accounts.database import make_engine, prepare
 
 
 def main() -> int:
@@ -17,8 +17,8 @@ def main() -> int:
     except ValidationError as error:
         sys.stderr.write(f"The settings are not complete: {'; '.join(wrong_settings(error))}\n")
         return 2
-    engine = open_engine(settings.database_url, pool_size=1, wait=settings.database_timeout)
-    migrate(engine)
+    engine = make_engine(settings.database_url, pool_size=1, wait=settings.database_timeout)
+    prepare(engine)
     engine.dispose()
     return 0
 

@@ -25,7 +25,8 @@ class Sessions:
     """Short transactions over one engine, each bounded by `wait` seconds from the first look for a connection on.
 
     After a failure to reach the server everything fails at once, and one transaction every `pause` seconds tries again.
-    Up and down are logged once each. A SQLite file can be locked but not gone, so nothing pauses for it.
+    Up and down are logged once each. A SQLite file can be locked but not gone, so nothing pauses for it. While it
+    is `closed`, everything fails at once.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class Sessions:
         self._clock = clock
         self._remote = engine.dialect.name != "sqlite"
         self._retry_at: float | None = None
+        self.closed: str | None = None
+        """Why nothing can be read or written yet, in one sentence; None once it is known that the schema is there."""
 
     @property
     def down(self) -> bool:
-        """Whether the last transaction could not reach the server."""
-        return self._retry_at is not None
+        """Whether the last transaction could not reach the server, or none can be made yet."""
+        return self._retry_at is not None or self.closed is not None
 
     def ping(self) -> None:
         """Looks whether the database answers.
@@ -104,6 +107,8 @@ class Sessions:
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
+        if self.closed is not None:
+            raise AccountsUnavailable(retry_after=self._pause)
         now = self._clock()
         if self._retry_at is not None:
             if now < self._retry_at:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, Select, create_engine, delete, make_url, select, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -11,7 +12,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyErro
 from sqlalchemy.pool import NullPool
 
 from services.gateway.accounts.credentials import off_loop
-from services.gateway.accounts.database import WAIT, open_engine
+from services.gateway.accounts.database import WAIT, make_engine
 from services.gateway.ledger.table import ledger
 
 Result = TypeVar("Result")
@@ -38,7 +39,14 @@ class Books:
         self._engine = engine
         self._sqlite = engine.dialect.name == "sqlite"
         dialect = sqlite if self._sqlite else postgresql
-        insert = dialect.insert(ledger).on_conflict_do_nothing(index_elements=[ledger.c.id])
+        new = dialect.insert(ledger)
+        # A call is one row, entered once, but for one case: Redis entered it as answered by the cache, and fell silent
+        # before it said so, whereupon the call went to a pod. Its end takes the row's place, whichever comes first.
+        insert = new.on_conflict_do_update(
+            index_elements=[ledger.c.id],
+            set_={column.name: new.excluded[column.name] for column in ledger.columns if not column.primary_key},
+            where=(ledger.c.cache == "hit") & (new.excluded.cache != "hit"),
+        )
         self._insert = insert.execution_options(preserve_rowcount=True)
 
     def close(self) -> None:
@@ -123,8 +131,14 @@ class Books:
 
 
 def open_books(url: str, *, wait: float = WAIT) -> Books:
-    """The ledger in the database of the accounts, which must have been opened before: that brings the schema along."""
-    if make_url(url).get_backend_name() == "sqlite":
+    """The ledger in the accounts' database; closed until these have been opened, which brings the schema along."""
+    address = make_url(url)
+    if address.get_backend_name() == "sqlite":
+        if address.database and not address.database.startswith((":memory:", "file:")):
+            # The file is for the accounts to make, which let nobody else read it.
+            address = address.set(
+                database=f"file:{quote(address.database)}", query={**address.query, "mode": "rw", "uri": "true"}
+            )
         # No pool: its locks are gevent's, and the connections are used by threads that gevent does not know.
-        return Books(create_engine(url, poolclass=NullPool, connect_args={"timeout": wait}))
-    return Books(open_engine(url, pool_size=POOL, wait=wait))
+        return Books(create_engine(address, poolclass=NullPool, connect_args={"timeout": wait}))
+    return Books(make_engine(url, pool_size=POOL, wait=wait))

@@ -146,5 +146,6 @@ class Health(Closed):
 
 
 class Readiness(Closed):
-    status: Literal["ready", "draining"]
+    status: Literal["ready", "waiting", "draining"]
     models: list[str] | None = None
+    reason: str | None = Field(None, description="What is waited for.")

@@ -182,7 +182,7 @@ PROBES = (
         "/readyz",
         "Whether requests are taken",
         "Probes",
-        (Good("They are", answers.Readiness), Good("Not any more", answers.Readiness, status=503)),
+        (Good("They are", answers.Readiness), Good("Not yet, or not any more", answers.Readiness, status=503)),
     ),
 )
 

@@ -23,7 +23,7 @@ from services.common.errors import Conflict, InvalidRequest, NotFound
 from services.common.settings import GatewaySettings
 from services.gateway.accounts import Accounts, open_accounts
 from services.gateway.accounts.credentials import KEY, key_prefix, mint_key
-from services.gateway.accounts.database import _prepare_sqlite
+from services.gateway.accounts.database import _turn_to_wal
 from tests.unit.gateway.conftest import KEY_SECRET, PASSWORD, CountingHasher
 
 
@@ -242,7 +242,7 @@ def test_the_step_to_wal_mode_waits_for_whoever_holds_the_file(tmp_path: Path) -
     holder.execute("BEGIN EXCLUSIVE")
     release = Timer(0.1, holder.rollback)
     release.start()
-    _prepare_sqlite(engine)
+    _turn_to_wal(engine)
     release.join()
     holder.close()
     with engine.connect() as connection:
