@@ -7,7 +7,7 @@ string from a request. Must be imported after `PROMETHEUS_MULTIPROC_DIR` is set 
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -32,12 +32,13 @@ class HttpMetrics:
     them: its own hooks cost a request five times as much."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.requests = Counter("flask_http_request_total", "HTTP requests.", ["method", "status"], registry=registry)
-        self.duration = Histogram(
+        counter = partial(Counter, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.requests = counter("flask_http_request_total", "HTTP requests.", ["method", "status"])
+        self.duration = histogram(
             "flask_http_request_duration_seconds",
             "Arrival to the head of the answer.",
             ["method", "url_rule", "status"],
-            registry=registry,
         )
         _found_fast(self)
 
@@ -52,189 +53,160 @@ class GatewayMetrics:
     """What the gateway counts."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.requests = Counter(
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.requests = counter(
             "forebay_gateway_requests_total",
             "Generation requests by how they ended: ok, cached, client_error, rate_limited (the caller's own limit), "
             "overloaded (every pod full), client_gone, timeout, upstream_error, error.",
             ["model", "tenant", "outcome"],
-            registry=registry,
         )
-        self.duration = Histogram(
+        self.duration = histogram(
             "gen_ai_server_request_duration_seconds",
             "First byte in to last byte out.",
             ["model"],
             buckets=DURATION_BUCKETS,
-            registry=registry,
         )
-        self.ttft = Histogram(
+        self.ttft = histogram(
             "gen_ai_server_time_to_first_token_seconds",
             "Request in to first generated token out, of streams.",
             ["model"],
             buckets=TTFT_BUCKETS,
-            registry=registry,
         )
-        self.tokens = Counter(
+        self.tokens = counter(
             "gen_ai_client_token_usage_total",
             "Tokens that were used, by type: input or output.",
             ["model", "tenant", "token_type"],
-            registry=registry,
         )
-        self.cache = Counter(
+        self.cache = counter(
             "forebay_gateway_cache_lookups_total",
             "Response cache look-ups by result: hit, miss, bypass.",
             ["model", "result"],
-            registry=registry,
         )
-        self.refused = Counter(
+        self.refused = counter(
             "forebay_gateway_refused_total",
             "Requests refused by a limit of the caller's key or tenant (account), by cause: requests_per_minute, "
             "tokens_per_minute, concurrent, tokens_per_day, tokens_per_month, micros_per_day, micros_per_month.",
             ["tenant", "account", "cause"],
-            registry=registry,
         )
-        self.budget_used = Gauge(
+        self.budget_used = gauge(
             "forebay_gateway_budget_used_ratio",
             "Part of a tenant's budget of the day or month that was used when it last asked, 0 to 1.",
             ["tenant", "period"],
             multiprocess_mode="mostrecent",
-            registry=registry,
         )
-        self.cost = Counter(
+        self.cost = counter(
             "forebay_gateway_cost_total",
             "What requests cost by the prices of the settings, in their currency.",
             ["model", "tenant"],
-            registry=registry,
         )
-        self.cost_saved = Counter(
+        self.cost_saved = counter(
             "forebay_gateway_cost_saved_total",
             "What requests would have cost besides, had others not made their answers before, in the prices' currency.",
             ["model", "tenant"],
-            registry=registry,
         )
-        self.moderations = Counter(
+        self.moderations = counter(
             "forebay_gateway_moderations_total",
             "Prompts that the moderation model was asked about, by result: passed, flagged, failed (no answer).",
             ["result"],
-            registry=registry,
         )
-        self.logins = Counter(
+        self.logins = counter(
             "forebay_gateway_logins_total",
             "Log-ins by how they ended: ok, wrong (name or password), throttled.",
             ["outcome"],
-            registry=registry,
         )
-        self.semantic = Counter(
+        self.semantic = counter(
             "forebay_gateway_semantic_lookups_total",
             "Look-ups in the semantic cache by result: hit, miss, failed (no embedding in time).",
             ["result"],
-            registry=registry,
         )
-        self.saved_tokens = Counter(
+        self.saved_tokens = counter(
             "forebay_gateway_saved_tokens_total",
             "Tokens of answers that were there already: hit (response cache), coalesced (of an identical call at the "
             "same time), replayed (sent or asked for again), semantic (of nearly the same question), resumed (the part "
             "that another run had generated).",
             ["model", "tenant", "source"],
-            registry=registry,
         )
-        self.streams = Gauge(
-            "forebay_gateway_streams_open", "Streams being relayed.", multiprocess_mode="livesum", registry=registry
-        )
-        self.held = Gauge(
+        self.streams = gauge("forebay_gateway_streams_open", "Streams being relayed.", multiprocess_mode="livesum")
+        self.held = gauge(
             "forebay_gateway_requests_held",
             "Requests that wait for a pod because none is ready for the model.",
             ["model"],
             multiprocess_mode="livesum",
-            registry=registry,
         )
-        self.retries = Counter(
+        self.retries = counter(
             "forebay_gateway_upstream_retries_total",
             "Requests sent to another pod because one could not be reached, was full or was lost.",
             ["model"],
-            registry=registry,
         )
-        self.resumes = Counter(
+        self.resumes = counter(
             "forebay_gateway_streams_resumed_total",
             "Streams that went on at another pod after theirs was lost in mid-answer.",
             ["model"],
-            registry=registry,
         )
-        self.choices = Counter(
+        self.choices = counter(
             "forebay_gateway_upstream_choices_total",
             "Pods chosen, by what chose them: session, prefix (the pod that has the conversation's beginning), spilled "
             "(that one had too much to do, another one took it), least-loaded, only.",
             ["model", "policy"],
-            registry=registry,
         )
-        self.circuits_opened = Counter(
+        self.circuits_opened = counter(
             "forebay_gateway_circuits_opened_total",
             "Times that a pod was taken out of the choice for a while, by cause: failures, slow.",
             ["cause"],
-            registry=registry,
         )
-        self.circuits_open = Gauge(
+        self.circuits_open = gauge(
             "forebay_gateway_circuits_open",
             "Ready pods of the model whose circuit is open or half-open.",
             ["model"],
             multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.upstreams_ready = Gauge(
+        self.upstreams_ready = gauge(
             "forebay_gateway_upstreams_ready",
             "Pods that are ready for the model.",
             ["model"],
             multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.ledger_waiting = Gauge(
+        self.ledger_waiting = gauge(
             "forebay_gateway_ledger_entries_waiting",
             "Calls that are settled and wait in Redis for the ledger's table in SQL.",
             multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.ledger_oldest = Gauge(
+        self.ledger_oldest = gauge(
             "forebay_gateway_ledger_oldest_seconds",
             "Age of the call that has waited longest for the ledger's table in SQL; 0 where none waits.",
             multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.ledger_written = Counter(
-            "forebay_gateway_ledger_written_total", "Rows that the ledger got in SQL.", registry=registry
-        )
-        self.ledger_spooled = Counter(
+        self.ledger_written = counter("forebay_gateway_ledger_written_total", "Rows that the ledger got in SQL.")
+        self.ledger_spooled = counter(
             "forebay_gateway_ledger_spooled_total",
             "Calls that went to the ledger past Redis, as it was gone or another had settled them.",
-            registry=registry,
         )
-        self.ledger_spool = Gauge(
+        self.ledger_spool = gauge(
             "forebay_gateway_ledger_spool_entries",
             "Calls that are only in a gateway's memory, since neither Redis nor SQL takes them.",
             multiprocess_mode="livesum",
-            registry=registry,
         )
-        self.ledger_lost = Counter(
+        self.ledger_lost = counter(
             "forebay_gateway_ledger_lost_total",
             "Calls that only the log knows of: too many waited in memory, or the gateway ended.",
-            registry=registry,
         )
-        self.orphans_settled = Counter(
+        self.orphans_settled = counter(
             "forebay_gateway_orphans_settled_total",
             "Calls of gateways that died, by outcome: orphaned (a pod knew the counts), gateway_lost (none did), known "
             "(the ledger had them already).",
             ["outcome"],
-            registry=registry,
         )
-        self.accounts_down = Gauge(
+        self.accounts_down = gauge(
             "forebay_gateway_database_down",
             "1 while the accounts' database cannot be reached: known keys go on for a while, others get 503.",
             multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.cache_down = Gauge(
+        self.cache_down = gauge(
             "forebay_gateway_redis_down",
             "1 while Redis cannot be reached: response cache off, quotas held per process.",
             multiprocess_mode="livemax",
-            registry=registry,
         )
         _found_fast(self)
 
@@ -243,109 +215,79 @@ class EngineMetrics:
     """What an inference pod counts."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.requests = Counter(
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.requests = counter(
             "forebay_engine_requests_total",
             "Requests by how they ended: stop, length, cancelled, deadline, error.",
             ["model", "outcome"],
-            registry=registry,
         )
-        self.ttft = Histogram(
+        self.ttft = histogram(
             "gen_ai_server_time_to_first_token_seconds",
             "Arrival at the pod to first token.",
             ["model"],
             buckets=TTFT_BUCKETS,
-            registry=registry,
         )
-        self.token_time = Histogram(
+        self.token_time = histogram(
             "gen_ai_server_time_per_output_token_seconds",
             "Time between the tokens of a request, after the first.",
             ["model"],
             buckets=TOKEN_TIME_BUCKETS,
-            registry=registry,
         )
-        self.duration = Histogram(
+        self.duration = histogram(
             "gen_ai_server_request_duration_seconds",
             "Arrival at the pod to last token.",
             ["model"],
             buckets=DURATION_BUCKETS,
-            registry=registry,
         )
-        self.prompt_tokens = Counter(
-            "forebay_engine_prompt_tokens_total", "Prompt tokens computed.", ["model"], registry=registry
-        )
-        self.cached_tokens = Counter(
+        self.prompt_tokens = counter("forebay_engine_prompt_tokens_total", "Prompt tokens computed.", ["model"])
+        self.cached_tokens = counter(
             "forebay_engine_prefix_cache_hit_tokens_total",
             "Prompt tokens that the prefix cache had, and that were not computed.",
             ["model"],
-            registry=registry,
         )
-        self.generated_tokens = Counter(
-            "forebay_engine_generated_tokens_total", "Tokens generated.", ["model"], registry=registry
+        self.generated_tokens = counter("forebay_engine_generated_tokens_total", "Tokens generated.", ["model"])
+        self.waiting = gauge(
+            "forebay_engine_requests_waiting", "Requests in the queue.", ["model"], multiprocess_mode="livesum"
         )
-        self.waiting = Gauge(
-            "forebay_engine_requests_waiting",
-            "Requests in the queue.",
-            ["model"],
-            multiprocess_mode="livesum",
-            registry=registry,
+        self.running = gauge(
+            "forebay_engine_requests_running", "Requests in the running batch.", ["model"], multiprocess_mode="livesum"
         )
-        self.running = Gauge(
-            "forebay_engine_requests_running",
-            "Requests in the running batch.",
-            ["model"],
-            multiprocess_mode="livesum",
-            registry=registry,
+        self.batch = histogram(
+            "forebay_engine_batch_size", "Requests that a step computed.", ["model"], buckets=BATCH_BUCKETS
         )
-        self.batch = Histogram(
-            "forebay_engine_batch_size",
-            "Requests that a step computed.",
-            ["model"],
-            buckets=BATCH_BUCKETS,
-            registry=registry,
-        )
-        self.kv_usage = Gauge(
+        self.kv_usage = gauge(
             "forebay_engine_kv_cache_usage_ratio",
             "Part of the KV cache blocks in use, 0 to 1.",
             ["model"],
             multiprocess_mode="livemax",
-            registry=registry,
         )
-        self.step_time = Histogram(
-            "forebay_engine_step_seconds",
-            "Time of one engine step.",
-            ["model"],
-            buckets=TOKEN_TIME_BUCKETS,
-            registry=registry,
+        self.step_time = histogram(
+            "forebay_engine_step_seconds", "Time of one engine step.", ["model"], buckets=TOKEN_TIME_BUCKETS
         )
-        self.compute_seconds = Counter(
-            "forebay_engine_compute_seconds_total",
-            "Time of the steps that is charged to their requests.",
-            ["model"],
-            registry=registry,
+        self.compute_seconds = counter(
+            "forebay_engine_compute_seconds_total", "Time of the steps that is charged to their requests.", ["model"]
         )
-        self.joules = Counter(
+        self.joules = counter(
             "forebay_engine_energy_joules_total",
             "Energy of the steps that is charged to their requests; absent where no GPU tells it.",
             ["model"],
-            registry=registry,
         )
-        self.preemptions = Counter(
+        self.preemptions = counter(
             "forebay_engine_preemptions_total",
             "Times that a request gave its KV cache blocks up to an older one, counted when the request ends.",
             ["model"],
-            registry=registry,
         )
-        self.step_failures = Counter(
+        self.step_failures = counter(
             "forebay_engine_step_failures_total",
             "Steps that failed, by cause: out_of_memory (its requests are tried once more), error (they end).",
             ["model", "cause"],
-            registry=registry,
         )
-        self.load_time = Gauge(
+        self.load_time = gauge(
             "forebay_engine_load_seconds",
             "Time that getting the model ready took, by phase.",
             ["model", "phase"],
             multiprocess_mode="livemax",
-            registry=registry,
         )
         _found_fast(self)
