@@ -1,6 +1,9 @@
-"""Everything that touches Redis (or Valkey): the connection, quotas, the response cache, the ledger's stream.
+"""Everything that touches Redis (or Valkey), which holds what may be lost, and what is on its way to SQL.
 
-Holds what may be lost (a window of counters, answers that can be computed again), and what is on its way to SQL. May
-import `services.common` alone; no other room imports redis. Lua scripts stand beside the Python that calls them, in
-`lua/`.
+`connection` may be gone at any time. `quotas` reserves and settles by the scripts in `lua/`, in one exchange each;
+`windows` are the limits, and `local` is the same rules without Redis. `responses` keeps answers, `semantic` finds them
+by their meaning, a `tape` has a stream's events and `tapes` are those in Redis. `ledger` is the stream of calls that
+wait for SQL, `processes` who is alive to write them; `throttle` counts attempts to log in.
+
+May import `services.common` alone; no other room imports redis.
 """

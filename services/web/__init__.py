@@ -1,4 +1,5 @@
-"""The HTTP edge that gateway and inference service share: one way to answer errors, to log a request, to serve metrics.
+"""The HTTP edge that gateway and inference service share.
 
-Imports Flask and `services.common`; knows neither of the two services.
+`edge` is one way to answer errors and to log a request, `serve` what their gunicorns have in common, the metrics' port
+among it, `health` a container's probe. Imports Flask and `services.common`; knows neither of the two services.
 """

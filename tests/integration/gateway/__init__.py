@@ -1,0 +1,1 @@
+"""Gateway processes under gunicorn, with a real Valkey, before pods that are scripted or real."""

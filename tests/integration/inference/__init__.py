@@ -1,0 +1,1 @@
+"""A pod under gunicorn, with a real model."""

@@ -1,0 +1,1 @@
+"""Dashboards and rules: what they ask for exists, and Prometheus reads it."""

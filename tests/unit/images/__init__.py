@@ -1,0 +1,1 @@
+"""What images and compose.yaml say, without building or running them."""

@@ -1,0 +1,1 @@
+"""The plain manifests beside the chart."""
