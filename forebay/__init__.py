@@ -7,3 +7,10 @@ there are, `supervise` keeps them running, each a `child` that `spawn` starts, `
 A thin caller of the services: it starts them as processes and reads what they say about themselves. May import every
 room below, but no Flask application: an application runs in its own process, under gunicorn.
 """
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("forebay")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
