@@ -2,7 +2,8 @@
 
 `store` brings the nouns together: `tenants`, `users`, `keys`, `tokens`, and `audit`, what admins did. `rows` is what
 they share, `changes` what may be set on them, `credentials` the arithmetic of keys and passwords, `sessions` the
-transactions. `tables` is the schema and `migrations` its way here; `database` opens it all. Nothing here knows Flask.
+transactions. `tables` is the schema, `migrations` its versions, `migrate` the way from one to the next; `database`
+opens it all. Nothing here knows Flask.
 """
 
 from services.gateway.accounts.database import open_accounts

@@ -1,1 +1,3 @@
-"""The schema's versions, for Alembic. A new one is a file in `versions/` with the next number: see `migrate.py`."""
+"""The schema's `versions`, for Alembic, which enters by `env`. A new one is a file with the next number: see
+`migrate.py`.
+"""

@@ -1,5 +1,7 @@
 """`/admin`: tenants, users, keys, usage and the audit log, for credentials with the scope `admin`; a file each.
 
+`desk` is what these have in common, `writes` how they write.
+
 Admins of the tenant `platform` administer every tenant. Those of another see and change that tenant alone: an id
 from outside answers as if it did not exist. Limits, allow-lists of tenants and tenants themselves are the platform's.
 """
