@@ -14,6 +14,8 @@ RETRIES = 0.1
 """Part of the requests that may go to a second pod for a while; the gateways stop at `FOREBAY_RETRY_BUDGET`, 0.2."""
 LEDGER_SECONDS = 300
 """How far SQL may be behind; seconds when all is well."""
+WATCH_SECONDS = 300
+"""How long Kubernetes may not be heard. A watch that is well hears of it every minute, as the server ends it then."""
 MODERATION_FAILED = 0.05
 """Part of the prompts that the moderation model may leave without an answer."""
 PERIOD = "30d"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana import queries as q
 from grafana.alerts import IN, Rule, alert
-from grafana.config import LEDGER_SECONDS, MODERATION_FAILED, RETRIES, Options
+from grafana.config import LEDGER_SECONDS, MODERATION_FAILED, RETRIES, WATCH_SECONDS, Options
 from grafana.records import WAITING
 
 
@@ -91,6 +91,7 @@ def routes(options: Options) -> list[Rule]:
         q.total("namespace, model", q.rate(metric, "10m", q.GATEWAY))
         for metric in ("forebay_gateway_upstream_retries_total", "forebay_gateway_requests_total")
     )
+    heard = q.select("forebay_gateway_kubernetes_watch_last_success_timestamp_seconds", q.GATEWAY)
     return [
         alert(
             options,
@@ -111,6 +112,16 @@ def routes(options: Options) -> list[Rule]:
             summary=f"Many requests for {{{{ $labels.model }}}} in {IN} need a second pod.",
             description="{{ $value | humanizePercentage }} of them were sent to another one because a pod was gone, "
             "full or lost. At the retry budget the gateways stop, and callers get the errors.",
+        ),
+        alert(
+            options,
+            "ForebayWatchStale",
+            f"time() - min by (namespace, watched_namespace) ({heard}) > {WATCH_SECONDS}",
+            wait="2m",
+            severity="warning",
+            summary=f"A gateway in {IN} does not hear of the pods in {{{{ $labels.watched_namespace }}}}.",
+            description="Kubernetes last said which pods there are {{ $value | humanizeDuration }} ago. The gateway "
+            "goes on with those that it knows, as long as they answer; it finds no new ones.",
         ),
         alert(
             options,

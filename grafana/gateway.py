@@ -1,6 +1,6 @@
 """The dashboard "Gateway": who is held back by what, where requests go, what need not be computed, are the books kept.
 
-A row each; the last is on who may come in, and on what the gateways need beside pods.
+A row each; the last two are on who may come in, and on what the gateways need beside pods.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def gateway(options: Options | None = None) -> Json:
             (6, _recall()),
             (6, _books(options)),
             (6, _entrance(options)),
+            (6, _surroundings(options)),
         ),
     )
 
@@ -242,19 +243,6 @@ def _entrance(options: Options) -> list[Json]:
             "outcome",
             unit="ops",
         ),
-        series(
-            "Database and Redis",
-            "1 while a gateway cannot reach it. Without the database, keys that are known go on for a while and others "
-            "get 503; without Redis, limits are held by each process and nothing is answered from a cache.",
-            [
-                Query(_now("max", "database_down"), "database down"),
-                Query(_now("max", "redis_down"), "Redis down"),
-            ],
-            unit="none",
-            max=1,
-            decimals=0,
-            runbook=runbook("ForebayDatabaseDown", options),
-        ),
         _events(
             "Moderation",
             "Prompts that the moderation model was asked about. failed: no answer in time. Nothing where none is "
@@ -269,5 +257,32 @@ def _entrance(options: Options) -> list[Json]:
             [Query(_now("sum", "streams_open"), "open")],
             unit="short",
             decimals=0,
+        ),
+    ]
+
+
+def _surroundings(options: Options) -> list[Json]:
+    heard = "kubernetes_watch_last_success_timestamp_seconds"
+    return [
+        series(
+            "Database and Redis",
+            "1 while a gateway cannot reach it. Without the database, keys that are known go on for a while and others "
+            "get 503; without Redis, limits are held by each process and nothing is answered from a cache.",
+            [
+                Query(_now("max", "database_down"), "database down"),
+                Query(_now("max", "redis_down"), "Redis down"),
+            ],
+            unit="none",
+            max=1,
+            decimals=0,
+            runbook=runbook("ForebayDatabaseDown", options),
+        ),
+        series(
+            "Kubernetes: last heard",
+            "Time since the API server last said which pods there are, of the gateway that has waited longest. A "
+            "minute or less when all is well. Nothing where pods are not found by a watch.",
+            [Query(f"time() - {_now('min', heard, by='watched_namespace')}", "{{watched_namespace}}")],
+            unit="s",
+            runbook=runbook("ForebayWatchStale", options),
         ),
     ]

@@ -168,6 +168,13 @@ class GatewayMetrics:
             ["model"],
             multiprocess_mode="livemax",
         )
+        self.watch_heard = gauge(
+            "forebay_gateway_kubernetes_watch_last_success_timestamp_seconds",
+            "When the API server last told a gateway of the EndpointSlices of a namespace, in Unix seconds; of several "
+            "workers the one that has waited longest. Absent where none is watched.",
+            ["watched_namespace"],
+            multiprocess_mode="livemin",
+        )
         self.ledger_waiting = gauge(
             "forebay_gateway_ledger_entries_waiting",
             "Calls that are settled and wait in Redis for the ledger's table in SQL.",

@@ -243,6 +243,8 @@ class Fleet:
             self._changed.notify_all()
 
     def _gauge(self) -> None:
+        for namespace, heard in self._source.heard_at().items():
+            self._metrics.watch_heard.labels(namespace).set(heard)
         for name in self.known_models:
             serving = [pod for pod in self.upstreams if pod.ready and name in pod.models]
             self._metrics.upstreams_ready.labels(name).set(len(serving))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -79,6 +80,13 @@ class Source:
     def stop(self) -> None:
         for watch in self._watches.values():
             watch.stop()
+
+    def heard_at(self) -> dict[str, float]:
+        """When Kubernetes last said how things are, in Unix seconds, by namespace: of several watches the oldest."""
+        heard: dict[str, float] = {}
+        for watch in self._watches.values():
+            heard[watch.namespace] = min(watch.heard_at, heard.get(watch.namespace, math.inf))
+        return heard
 
     def endpoints(self) -> list[Endpoint]:
         """All pods there are now, each URL once. While a name service or Kubernetes does not answer, what it said last

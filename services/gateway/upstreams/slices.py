@@ -107,10 +107,12 @@ class SliceWatch:
             port: of the pods; by default the slices' port named `http`, or else their first.
         """
         self._connect = connect
-        self._namespace = namespace
         self._selector = selector
         self._scheme = scheme
         self._port = port
+        self.namespace = namespace
+        self.heard_at = time.time()
+        """When the API server last said how things are, in Unix seconds; before that, when the watch was made."""
         self._slices: dict[str, Slice] = {}
         self._changed: Callable[[], None] = lambda: None
         self._stopped = threading.Event()
@@ -145,7 +147,7 @@ class SliceWatch:
                 api = self._connect()
                 version = self._list(api)
                 if failures:
-                    log.info("the watch of EndpointSlices goes on", extra={"namespace": self._namespace})
+                    log.info("the watch of EndpointSlices goes on", extra={"namespace": self.namespace})
                 failures = 0
                 while not self._stopped.is_set():
                     version = self._follow(api, version)
@@ -156,7 +158,7 @@ class SliceWatch:
                     return
                 if not failures:
                     reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                    log.warning("EndpointSlices not watched", extra={"namespace": self._namespace, "reason": reason})
+                    log.warning("EndpointSlices not watched", extra={"namespace": self.namespace, "reason": reason})
                 pause = min(PAUSE * 2.0 ** min(failures, 10), LONGEST_PAUSE)
                 failures += 1
                 self._stopped.wait(pause * random.uniform(0.5, 1))  # noqa: S311
@@ -169,6 +171,7 @@ class SliceWatch:
         finally:
             response.release_conn()
         self._slices = {one["metadata"]["name"]: one for one in answer["items"]}
+        self.heard_at = time.time()
         self._changed()
         version: str = answer["metadata"]["resourceVersion"]
         return version
@@ -196,6 +199,7 @@ class SliceWatch:
                         raise Gone
                     raise ValueError(f"the watch ends with {one.get('message')}")
                 version = one["metadata"]["resourceVersion"]
+                self.heard_at = time.time()
                 if kind == "BOOKMARK":
                     continue
                 slices = dict(self._slices)
@@ -207,6 +211,7 @@ class SliceWatch:
         finally:
             self._response = None
             response.close()
+        self.heard_at = time.time()  # the server ended it, which it can do only as long as it is there
         if time.monotonic() - began < PAUSE:
             self._stopped.wait(PAUSE)  # a server that ends each watch at once must not be asked in a tight loop
         return version
@@ -214,7 +219,7 @@ class SliceWatch:
     def _ask(self, api: client.DiscoveryV1Api, seconds: float, **more: Any) -> Any:
         try:
             response: Any = api.list_namespaced_endpoint_slice(
-                self._namespace,
+                self.namespace,
                 label_selector=self._selector,
                 _preload_content=False,
                 _request_timeout=(CONNECT_SECONDS, seconds),

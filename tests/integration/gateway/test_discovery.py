@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -125,3 +126,23 @@ def test_an_api_server_that_restarts_takes_no_pod_away(start_gateway: StartGatew
         api.start()
         until(lambda: models(gateway) == ["m", "n"])
         assert api.token not in gateway.log.read_text()
+
+
+def test_a_gauge_says_since_when_kubernetes_is_not_heard(start_gateway: StartGateway, api: KubernetesApi) -> None:
+    def heard(gateway: RunningGateway) -> float:
+        name = "forebay_gateway_kubernetes_watch_last_success_timestamp_seconds"
+        return gateway.metric(name, watched_namespace="models")
+
+    with scripted_pod(hello) as pod:
+        put(api, "a", pod)
+        gateway = start_gateway("k8s+http://models", gateway_workers=2)
+        until(lambda: len([request for request in api.requests if request.get("watch")]) == 2)
+        begun = time.time()
+        api.bookmark()
+        until(lambda: heard(gateway) >= begun)
+        api.stop()
+        left = time.time()
+        until(lambda: gateway.log.read_text().count("EndpointSlices not watched") == 2)
+        assert begun <= heard(gateway) <= left
+        api.start()
+        until(lambda: heard(gateway) > left)

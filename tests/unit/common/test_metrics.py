@@ -34,6 +34,7 @@ def test_labels_are_of_the_bounded_kinds(collector: Any) -> None:
         "period",
         "policy",
         "source",
+        "watched_namespace",
     }
 
 

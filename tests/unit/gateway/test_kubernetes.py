@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from services.gateway.upstreams.resolve import Endpoint
 from services.gateway.upstreams.slices import SELECTOR, SliceWatch, endpoints_of, open_watch
+from tests.integration.gateway.conftest import until
 from tests.unit.gateway.kubernetes_api import KubernetesApi, endpoint, endpoint_slice, kubernetes_api
 
 
@@ -149,6 +151,28 @@ def test_a_bookmark_moves_the_version_on(api: KubernetesApi, watched: Begin) -> 
     api.await_request(watch="true", resourceVersion=later)
     assert int(later) > int(version)
     assert len([request for request in api.requests if "watch" not in request]) == 1
+
+
+def test_it_is_known_when_kubernetes_was_last_heard(api: KubernetesApi, watched: Begin) -> None:
+    watch = watched().watch
+    api.await_request(watch="true")
+
+    def heard_by(act: Callable[[], object]) -> None:
+        since = time.time()
+        act()
+        until(lambda: watch.heard_at >= since)
+
+    heard_by(api.bookmark)
+    heard_by(lambda: api.put(endpoint_slice("a", endpoint("10.0.0.1"))))
+    heard_by(api.end_watches)
+    api.stop()
+    left = time.time()
+    api.let_in("token-2")  # so that the first try is refused
+    api.token = "another"
+    api.start()
+    api.await_refusals(2)
+    assert watch.heard_at < left, "a server that does not let it in tells it nothing"
+    heard_by(lambda: api.let_in("token-3"))
 
 
 def test_a_token_that_the_kubelet_renews_is_read_anew(api: KubernetesApi, watched: Begin) -> None:
