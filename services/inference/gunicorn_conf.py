@@ -18,10 +18,12 @@ from services.web import serve
 
 # torch's threads wait for each other several hundred times a step. If they slept at once, waking them would take longer
 # than the work; if they spun for as long as they do by default, then whatever else wants a core would keep it from the
-# one that is waited for. A few microseconds have most of the gain and little of the harm (docs/performance.md). Must be
-# set before torch is loaded.
+# one that is waited for. A few microseconds have most of the gain and little of the harm (docs/performance.md). The
+# policy is for pods that have loaded several models: each has its threads, and once there are more of them than cores,
+# they would by default sleep at once, also where only one model is at work. Must be set before torch is loaded.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    os.environ["OMP_WAIT_POLICY"] = "ACTIVE"
 
 settings = InferenceSettings()
 serve.prepare_metrics_folder()
