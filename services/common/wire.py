@@ -58,7 +58,7 @@ class StreamOptions(WireModel):
 
 class GenerationRequest(WireModel):
     """What chat and text completions have in common: OpenAI's fields, and those that vLLM adds (top_k, min_p,
-    repetition_penalty, ignore_eos, priority, cache_salt)."""
+    repetition_penalty, min_tokens, stop_token_ids, ignore_eos, priority, cache_salt)."""
 
     model: str = Field(min_length=1, max_length=256)
     max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
@@ -72,6 +72,8 @@ class GenerationRequest(WireModel):
     logit_bias: dict[str, float] | None = Field(None, max_length=1024)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: str | list[str] | None = None
+    min_tokens: int | None = Field(None, ge=0, le=MAX_TOKENS)
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=128)
     ignore_eos: bool | None = None
     n: int | None = Field(None, ge=1, le=128)
     stream: bool | None = None
@@ -147,6 +149,8 @@ class ChatRequest(GenerationRequest):
 
     messages: list[Message] = Field(min_length=1, max_length=2048)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
+    chat_template_kwargs: dict[str, Any] | None = Field(None, max_length=32)
+    """Variables of the model's chat template, as vLLM takes them: `{"enable_thinking": false}`."""
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from jinja2 import TemplateError
@@ -21,13 +22,17 @@ def chat_prompt(request: ChatRequest, tokenizer: Any) -> list[int]:
 
     Raises:
         InvalidRequest: the model's template does not take these messages, for instance roles out of order.
-        UnsupportedParameter: the conversation has tool calls in it.
+        UnsupportedParameter: the conversation has tool calls in it, or its `chat_template_kwargs` name what is not the
+            template's own.
     """
+    variables = request.chat_template_kwargs or {}
+    if variables and (wrong := variables.keys() & signature(tokenizer.apply_chat_template).parameters.keys()):
+        raise UnsupportedParameter(f"'{min(wrong)}' is no variable of a chat template.", param="chat_template_kwargs")
     messages = [_plain(message) for message in request.messages]
     template = None if tokenizer.chat_template else PLAIN_TEMPLATE
     try:
         ids = tokenizer.apply_chat_template(
-            messages, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=False
+            messages, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=False, **variables
         )
     except (TemplateError, TypeError, UnicodeError) as error:
         raise InvalidRequest(

@@ -27,8 +27,6 @@ INERT = {
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "echo": (False,),
-    "min_tokens": (0,),
-    "stop_token_ids": ([],),
     "bad_words": ([],),
     "include_stop_str_in_output": (False,),
     "skip_special_tokens": (True,),
@@ -39,7 +37,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1.0,),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
-    "chat_template_kwargs": ({},),
     "verbosity": ("medium",),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
@@ -73,20 +70,23 @@ def read_sampling(asked: GenerationRequest, loaded: Loaded) -> Sampling:
     """How the tokens of the request's first choice are drawn; without a seed in the request, by a random one.
 
     Raises:
-        InvalidRequest: the bias names a token that the model does not have.
+        InvalidRequest: the bias or the stops name a token that the model does not have, or the answer's least length is
+            above its greatest.
     """
+    if asked.min_tokens and asked.token_limit is not None and asked.min_tokens > asked.token_limit:
+        raise InvalidRequest(f"min_tokens is greater than max_tokens, {asked.token_limit}.", param="min_tokens")
     bias = tuple((int(token), value) for token, value in (asked.logit_bias or {}).items())
-    wrong = next((token for token, _ in bias if token >= loaded.vocabulary), None)
-    if wrong is not None:
-        raise InvalidRequest(
-            f"{wrong} is not a token id of this model: it has {loaded.vocabulary}.", param="logit_bias"
-        )
+    for param, tokens in (("logit_bias", [token for token, _ in bias]), ("stop_token_ids", asked.stop_token_ids or [])):
+        wrong = next((token for token in tokens if token >= loaded.vocabulary), None)
+        if wrong is not None:
+            raise InvalidRequest(f"{wrong} is not a token id of this model: it has {loaded.vocabulary}.", param=param)
     given = {name: value for name in OWN_DEFAULTS if (value := getattr(asked, name)) is not None}
     return replace(
         loaded.defaults,
         **given,
         top_k=loaded.defaults.top_k if asked.top_k is None else max(asked.top_k, 0),
         logit_bias=bias,
+        min_tokens=asked.min_tokens or 0,
         logprobs=asked.logprob_count,
         seed=secrets.randbits(63) if asked.seed is None else asked.seed,
     )

@@ -62,6 +62,7 @@ def submitted(
                     max_tokens=asked.token_limit or engine.loaded.context_length,
                     stops=asked.stops,
                     ignore_eos=bool(asked.ignore_eos),
+                    stop_ids=asked.stop_token_ids or (),
                     deadline=terms.deadline,
                     salt=asked.cache_salt or "",
                     adapter=terms.adapter,

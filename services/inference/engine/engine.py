@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from collections.abc import Sequence as Listing
 from contextlib import suppress
+from dataclasses import replace
 from typing import Literal
 
 from services.common.errors import ApiError, HttpError, InvalidRequest, QueueFull, UpstreamUnavailable
@@ -82,6 +83,7 @@ class Engine:
         max_tokens: int,
         stops: Iterable[str] = (),
         ignore_eos: bool = False,
+        stop_ids: Iterable[int] = (),
         deadline: float,
         salt: str = "",
         adapter: str | None = None,
@@ -97,6 +99,7 @@ class Engine:
             max_tokens: at least 1; cut to what the context length leaves.
             stops: text that ends the answer and is not part of it.
             ignore_eos: the model's end token does not end the answer.
+            stop_ids: more tokens that end the answer and are not part of its text.
             deadline: when to give up, on the monotonic clock.
             salt, adapter, weight, priority: see `Sequence`.
             resume: the answer's first tokens, generated before, here or elsewhere, whose text the client has. They
@@ -111,8 +114,10 @@ class Engine:
         max_tokens = min(max_tokens, self.loaded.context_length - len(prompt))
         if not prompt or max_tokens < 1:
             raise InvalidRequest("The prompt is empty or leaves no room for an answer.", param="prompt")
+        eos_ids = (frozenset[int]() if ignore_eos else self.loaded.eos_ids) | frozenset(stop_ids)
+        if sampling.min_tokens:
+            sampling = replace(sampling, ends=eos_ids)
         sequence = Sequence([*prompt, *resume], len(prompt), max_tokens, sampling, salt, adapter, weight, priority)
-        eos_ids = frozenset[int]() if ignore_eos else self.loaded.eos_ids
         generation = Generation(sequence, Detokenizer(self._decode, prompt, stops), deadline, eos_ids, self._wake)
         if beside is not None:
             generation.pieces = beside.pieces

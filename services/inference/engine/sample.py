@@ -54,7 +54,7 @@ def sample(logits: Tensor, sequences: Listing[Sequence]) -> list[Draw]:
     """
     rules = [sequence.sampling for sequence in sequences]
     raw = logits.float()
-    changed = [row for row, rule in enumerate(rules) if _changes_logits(rule)]
+    changed = [row for row, sequence in enumerate(sequences) if _changes_logits(sequence)]
     scores = raw.clone() if changed else raw
     for row in changed:
         _penalize(scores[row], sequences[row])
@@ -70,13 +70,15 @@ def sample(logits: Tensor, sequences: Listing[Sequence]) -> list[Draw]:
     ]
 
 
-def _changes_logits(rule: Sampling) -> bool:
+def _changes_logits(sequence: Sequence) -> bool:
+    rule = sequence.sampling
     penalties = rule.repetition_penalty != 1 or rule.presence_penalty != 0 or rule.frequency_penalty != 0
-    return penalties or bool(rule.logit_bias)
+    return penalties or bool(rule.logit_bias) or sequence.generated < rule.min_tokens
 
 
 def _penalize(scores: Tensor, sequence: Sequence) -> None:
-    """Bias and penalties of one row, in place, in vLLM's order: bias, repetition, frequency and presence."""
+    """Bias and penalties of one row, in place, in vLLM's order: bias, repetition, frequency and presence; and of an
+    answer that is too short yet the tokens that would end it, which become impossible."""
     rule, device = sequence.sampling, scores.device
     if rule.logit_bias:
         tokens, biases = zip(*rule.logit_bias, strict=True)
@@ -90,6 +92,8 @@ def _penalize(scores: Tensor, sequence: Sequence) -> None:
         counts = Counter(sequence.ids[sequence.prompt_length :])
         penalties = [rule.presence_penalty + rule.frequency_penalty * count for count in counts.values()]
         scores[torch.tensor(list(counts), device=device)] -= torch.tensor(penalties, device=device)
+    if rule.ends and sequence.generated < rule.min_tokens:
+        scores[torch.tensor(sorted(rule.ends), device=device)] = -torch.inf
 
 
 def _likeliest(scores: Tensor) -> Tensor:

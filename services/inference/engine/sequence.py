@@ -13,6 +13,7 @@ class Sampling:
     min_p 0 leave all tokens in. The penalties and the bias change the logits before that: repetition_penalty divides
     or multiplies those of tokens in prompt or answer (CTRL: Keskar et al. 2019), presence and frequency penalties
     subtract from those in the answer (OpenAI API), logit_bias adds to those it names.
+    min_tokens: how many tokens an answer has before one of `ends` is drawn; the engine sets these, those that end it.
     logprobs: how many of the likeliest tokens to report with each token drawn; None reports nothing.
     seed fixes the draw: token i of a request depends on the seed, i and the distribution, on nothing else in the batch.
     """
@@ -25,6 +26,8 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ends: frozenset[int] = frozenset()
     logprobs: int | None = None
     seed: int = 0
 

@@ -203,6 +203,32 @@ def test_the_end_token_is_ignored_where_that_is_wanted(client: FlaskClient) -> N
     assert ignored.json["usage"]["completion_tokens"] == 6
 
 
+def test_an_answer_has_no_end_before_its_least_length(client: FlaskClient) -> None:
+    ids = [token for note in notes(chat(client, temperature=0, stream=True)) for token in note["token_ids"]]
+    cut = chat(client, temperature=0, stop_token_ids=[ids[2]]).json
+    assert (cut["usage"]["completion_tokens"], cut["choices"][0]["finish_reason"]) == (ids.index(ids[2]) + 1, "stop")
+    assert chat(client, temperature=0, stop_token_ids=[ids[2]], min_tokens=6).json["usage"]["completion_tokens"] == 6
+
+
+def test_stop_tokens_are_not_part_of_the_text_and_end_an_answer_that_ignores_the_end_token(client: FlaskClient) -> None:
+    ids = [token for note in notes(chat(client, temperature=0, stream=True)) for token in note["token_ids"]]
+    whole, cut = chat(client, temperature=0), chat(client, temperature=0, stop_token_ids=[ids[2]], ignore_eos=True)
+    assert said(whole)[0].startswith(said(cut)[0])
+    assert said(whole) != said(cut)
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"stop_token_ids": [99999]}, "stop_token_ids"),
+        ({"min_tokens": 7}, "min_tokens"),
+        ({"min_tokens": -1}, "min_tokens"),
+    ],
+)
+def test_wrong_ends_are_refused_by_name(client: FlaskClient, more: dict[str, Any], param: str) -> None:
+    assert chat(client, **more).json["error"]["param"] == param
+
+
 def test_salt_weight_and_priority_reach_the_engine(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, given = engine_of(client), {}
     submit = engine.submit

@@ -48,6 +48,23 @@ def test_a_model_without_a_template_gets_plain_text() -> None:
     assert chat({"role": "user", "content": "Hi"}, tokenizer=tokenizer) == "User: Hi\n\nAssistant:"
 
 
+def test_a_templates_variables_are_the_clients_to_set() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ 'think' if enable_thinking else 'speak' }}"
+    messages = [{"role": "user", "content": "Hi"}]
+    for thinks, shown in ((True, "think"), (False, "speak")):
+        request = ChatRequest(model="m", messages=messages, chat_template_kwargs={"enable_thinking": thinks})
+        assert tokenizer.decode(chat_prompt(request, tokenizer)) == shown
+
+
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "add_generation_prompt", "tools"])
+def test_what_is_no_variable_of_a_template_is_refused_among_them(name: str) -> None:
+    request = ChatRequest(model="m", messages=[{"role": "user", "content": "Hi"}], chat_template_kwargs={name: "x"})
+    with pytest.raises(UnsupportedParameter, match=name) as caught:
+        chat_prompt(request, TOKENIZER)
+    assert caught.value.param == "chat_template_kwargs"
+
+
 def test_messages_that_the_template_refuses_are_the_clients_error() -> None:
     with pytest.raises(InvalidRequest, match="roles out of order") as caught:
         chat({"role": "assistant", "content": "I begin."})

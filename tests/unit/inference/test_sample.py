@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,8 @@ rules = st.builds(
     presence_penalty=st.sampled_from([0.0, 0.7, -1.0]),
     frequency_penalty=st.sampled_from([0.0, 0.4, -0.3]),
     logit_bias=st.sampled_from([(), ((3, 5.0), (250, -100.0)), ((299, 2.5),)]),
+    min_tokens=st.sampled_from([0, 0, 3]),
+    ends=st.sampled_from([frozenset[int](), frozenset({4, 290})]),
     logprobs=st.sampled_from([None, 0, 4]),
     seed=st.integers(-(2**63), 2**63 - 1),
 )
@@ -69,6 +72,8 @@ def reference_scores(logits: torch.Tensor, row: Sequence) -> list[float]:
         scores[token] *= rule.repetition_penalty if scores[token] < 0 else 1 / rule.repetition_penalty
     for token, count in collections.Counter(answer).items():
         scores[token] -= rule.presence_penalty + rule.frequency_penalty * count
+    for token in rule.ends if len(answer) < rule.min_tokens else ():
+        scores[token] = -math.inf
     return [float(score) for score in scores]
 
 
@@ -205,6 +210,13 @@ def test_a_bias_makes_a_token_certain_or_impossible_also_for_the_greedy() -> Non
     assert draw_one(Sampling(temperature=0, logit_bias=((0, 100.0),))).token == 0
     assert draw_one(Sampling(temperature=0, logit_bias=((3, -100.0),))).token == 2
     assert set(draws(Sampling(logit_bias=((1, 100.0),)), count=200)) == {1}
+
+
+def test_what_ends_an_answer_is_not_drawn_before_the_answer_is_long_enough() -> None:
+    greedy = Sampling(temperature=0, min_tokens=2, ends=frozenset({3}))
+    assert [draw_one(greedy, answer=[0] * length).token for length in range(4)] == [2, 2, 3, 3]
+    drawn = Sampling(min_tokens=2, ends=frozenset({2, 3}), logit_bias=((3, 100.0),))
+    assert set(draws(drawn, count=200)) == {0, 1}
 
 
 def test_logprobs_are_the_models_own_whatever_the_rules_are() -> None:
