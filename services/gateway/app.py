@@ -108,7 +108,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
     login.register(app, accounts, gateway.identifier, settings, throttle=Throttle(connection), metrics=metrics)
     app.register_blueprint(openai.blueprint(gateway))
     app.register_blueprint(guide.blueprint(gateway))
-    app.register_blueprint(admin.blueprint(accounts, gateway.identifier, books))
+    app.register_blueprint(admin.blueprint(accounts, gateway.identifier, books, gateway))
     register_own(app, gateway.identifier, books)
     app.register_blueprint(description.blueprint())
 

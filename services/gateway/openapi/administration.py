@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from services.gateway.openapi.operation import CSV, Good, Operation
-from services.gateway.routes.admin import audit, keys, tenants, usage, users
+from services.gateway.routes.admin import audit, keys, models, tenants, usage, users
 from services.gateway.routes.admin.desk import Shown, TenantPage
 
 
@@ -69,6 +69,15 @@ ADMINISTRATION = (
         _made(keys.KeyCreated),
         keys.Rotation,
     ),
+    Operation(
+        "GET",
+        "/admin/models",
+        "List the models as this gateway sees them, with their pods",
+        "Administration",
+        (Good("All of them", models.ModelShown, many=True),),
+        scope="admin",
+    ),
+    _reads("/models/{name}", "Show a model and its pods", models.ModelShown),
     _reads("/usage", "Sum up what was used, and what it cost", usage.UsageShown, usage.UsageQuery, CSV),
     Operation(
         "GET",

@@ -69,6 +69,8 @@ class Sent:
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     closed: bool = True
+    platform: bool = False
+    """Whether only the platform's admins may, and nobody of the tenant itself."""
 
 
 @dataclass
@@ -174,6 +176,8 @@ def requests_of(tenant: Tenant) -> dict[Operation, list[Sent]]:
             Sent("/admin/audit", {"actor": f"key:{tenant.key_id}"}, closed=False),
             Sent("/admin/audit", closed=False),
         ],
+        ("GET", "/admin/models"): [Sent("/admin/models", platform=True)],
+        ("GET", "/admin/models/{name}"): [Sent(f"/admin/models/{tenant.model}", platform=True)],
         ("GET", "/admin/usage"): [
             Sent("/admin/usage", {**mine, "group_by": "tenant,key,model,day"}),
             Sent("/admin/usage", {"key": tenant.key_id, "group_by": "key"}, closed=False),
@@ -181,6 +185,7 @@ def requests_of(tenant: Tenant) -> dict[Operation, list[Sent]]:
             Sent("/admin/usage", {"group_by": "tenant,key", "format": "csv"}, closed=False),
         ],
         ("GET", "/admin/requests/{request_id}"): [Sent(f"/admin/requests/{tenant.request_id}")],
+        ("GET", "/health"): [Sent("/health", closed=False)],
         ("GET", "/healthz"): [Sent("/healthz", closed=False)],
         ("GET", "/readyz"): [Sent("/readyz", closed=False)],
         ("GET", "/openapi.json"): [Sent("/openapi.json", closed=False)],

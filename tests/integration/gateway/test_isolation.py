@@ -47,7 +47,7 @@ def test_green_itself_is_answered_and_finds_its_own(world: World) -> None:
         for sent in all_sent:
             if method == "GET" and path.startswith(("/admin", "/v1")):
                 answer = world.send(method, sent, world.green.admin_key)
-                assert answer.status_code == 200, (method, sent, answer.text)
+                assert answer.status_code == (403 if sent.platform else 200), (method, sent, answer.text)
                 found.update(leaks(world, answer))
             elif path in GENERATING:
                 answer = world.send(method, sent, world.green.member_key)

@@ -148,6 +148,8 @@ def _well(world: World) -> dict[Operation, tuple[str | None, list[Sent]]]:
     }
     for operation in (("POST", "/admin/tenants"), ("PATCH", "/admin/tenants/{name}")):
         found[operation] = (world.platform_token, found[operation][1][:1])
+    for operation in (("GET", "/admin/models"), ("GET", "/admin/models/{name}")):
+        found[operation] = (world.platform_token, found[operation][1])
     found["DELETE", "/admin/tenants/{name}"] = (world.platform_token, [Sent("/admin/tenants/closed")])
     # The member's name is slowed down, since its password was guessed at.
     found["POST", "/login"] = (None, [Sent("/login", body={"username": "green-admin", "password": PASSWORD})])

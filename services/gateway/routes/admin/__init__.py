@@ -1,4 +1,4 @@
-"""`/admin`: tenants, users, keys, usage and the audit log, for credentials with the scope `admin`; a file each.
+"""`/admin`: tenants, users, keys, models, usage and the audit log, for credentials with the scope `admin`; a file each.
 
 `desk` is what these have in common, `writes` how they write.
 
@@ -13,14 +13,17 @@ from flask import Blueprint, g, request
 from services.gateway.accounts import Accounts
 from services.gateway.identify import Identifier, require
 from services.gateway.ledger import Books
-from services.gateway.routes.admin import audit, keys, tenants, usage, users
+from services.gateway.parts import Gateway
+from services.gateway.routes.admin import audit, keys, models, tenants, usage, users
 from services.gateway.routes.admin.desk import Desk
 
 NOUNS = (tenants, users, keys, usage, audit)
 
 
-def blueprint(accounts: Accounts, identifier: Identifier, books: Books | None = None) -> Blueprint:
-    """The admin routes over these accounts, and over the ledger in the same database."""
+def blueprint(
+    accounts: Accounts, identifier: Identifier, books: Books | None = None, gateway: Gateway | None = None
+) -> Blueprint:
+    """The admin routes over these accounts, over the ledger in the same database, and over what `gateway` sees."""
     routes = Blueprint("admin", __name__, url_prefix="/admin")
     desk = Desk(accounts, identifier, books or Books(accounts.engine))
 
@@ -31,4 +34,6 @@ def blueprint(accounts: Accounts, identifier: Identifier, books: Books | None = 
 
     for noun in NOUNS:
         noun.register(routes, desk)
+    if gateway is not None:
+        models.register(routes, gateway)
     return routes
