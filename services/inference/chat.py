@@ -26,7 +26,9 @@ def chat_prompt(request: ChatRequest, tokenizer: Any) -> list[int]:
             template's own.
     """
     variables = request.chat_template_kwargs or {}
-    if variables and (wrong := variables.keys() & signature(tokenizer.apply_chat_template).parameters.keys()):
+    if variables and (
+        wrong := variables.keys() & {"messages", *signature(type(tokenizer).apply_chat_template).parameters}
+    ):
         raise UnsupportedParameter(f"'{min(wrong)}' is no variable of a chat template.", param="chat_template_kwargs")
     messages = [_plain(message) for message in request.messages]
     template = None if tokenizer.chat_template else PLAIN_TEMPLATE

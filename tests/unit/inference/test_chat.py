@@ -57,7 +57,7 @@ def test_a_templates_variables_are_the_clients_to_set() -> None:
         assert tokenizer.decode(chat_prompt(request, tokenizer)) == shown
 
 
-@pytest.mark.parametrize("name", ["chat_template", "tokenize", "add_generation_prompt", "tools"])
+@pytest.mark.parametrize("name", ["chat_template", "tokenize", "tools", "messages", "self"])
 def test_what_is_no_variable_of_a_template_is_refused_among_them(name: str) -> None:
     request = ChatRequest(model="m", messages=[{"role": "user", "content": "Hi"}], chat_template_kwargs={name: "x"})
     with pytest.raises(UnsupportedParameter, match=name) as caught:
