@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from services.cache.connection import CacheDown, Connection
+from services.cache.kept import Kept
 from services.cache.local import DAY_MS, Windows, month_of
 from services.cache.windows import LIMITS, Account, Ask, Refused, Reservation, Standing, Used
 from services.common.ids import new_id
@@ -65,8 +67,29 @@ class Quotas:
         nobody has it. A cached answer, and one that another call is computing, costs a request and no tokens. `now_ms`
         takes the place of the server's time.
         """
+        try:
+            reply = self._connection.run(self._admit, (), self._arguments(ask, now_ms))
+        except CacheDown:
+            ask.limits, ask.tenant_limits = (
+                ask.limits.share(FALLBACK_FRACTION),
+                ask.tenant_limits.share(FALLBACK_FRACTION),
+            )
+            return self._local.reserve(ask)
+        return _reservation(ask, reply)
+
+    def hit(self, ask: Ask, *, now_ms: int | None = None) -> Reservation | None:
+        """Admits and settles the call where its answer is kept and no limit refuses it; else does nothing at all.
+
+        Raises:
+            CacheDown: Redis did not answer. Should it have done its part nevertheless, the call is in the ledger.
+        """
+        reply = self._connection.run(self._admit, (), self._arguments(ask, now_ms, only_hit=True))
+        return None if reply is None else _reservation(ask, reply)
+
+    def _arguments(self, ask: Ask, now_ms: int | None, *, only_hit: bool = False) -> list[str | int | bytes]:
+        """As admit.lua reads them."""
         deadline = ask.deadline_ms
-        args: list[str | int] = [
+        args: list[str | int | bytes] = [
             ask.id,
             self.process,
             deadline,
@@ -75,23 +98,18 @@ class Quotas:
             ask.answer_key or "",
             ask.flight_key or "",
             ask.flight or ask.id,
-            _facts(ask, deadline),
+            "" if only_hit else _facts(ask, deadline),
             ask.subject,
             *ask.limits.arguments,
             f"tenant:{ask.tenant_id}",
             *ask.tenant_limits.arguments,
+            "" if ask.hit_route is None else _hit_entry(ask, ask.hit_route),
+            *ask.prices,
+            int(only_hit),
         ]
         if now_ms is not None:
             args.append(now_ms)
-        try:
-            reply = self._connection.run(self._admit, (), args)
-        except CacheDown:
-            ask.limits, ask.tenant_limits = (
-                ask.limits.share(FALLBACK_FRACTION),
-                ask.tenant_limits.share(FALLBACK_FRACTION),
-            )
-            return self._local.reserve(ask)
-        return _reservation(ask, reply)
+        return args
 
     def settle(
         self,
@@ -170,6 +188,25 @@ def _facts(ask: Ask, deadline: int) -> str:
     ).decode()
 
 
+def _hit_entry(ask: Ask, route: str) -> bytes:
+    """The call as a `ledger.Entry`, in case its answer is kept: JSON to which admit.lua adds the end."""
+    entry = {
+        "id": ask.id,
+        "request_id": ask.request_id,
+        "tenant": ask.tenant,
+        "tenant_id": ask.tenant_id,
+        "subject": ask.subject,
+        "model": ask.model,
+        "kind": ask.kind,
+        "outcome": "cached",
+        "started_ms": ask.started_ms,
+        "duration_ms": max(0, time.time_ns() // 1_000_000 - ask.started_ms),
+        "cache": "hit",
+        "route": route,
+    }
+    return to_json(entry)[:-1]
+
+
 def _reservation(ask: Ask, reply: list[Any]) -> Reservation:
     """What admit.lua answered."""
     code, wait, cached, leader, receipt = reply[:5]
@@ -180,13 +217,14 @@ def _reservation(ask: Ask, reply: list[Any]) -> Reservation:
     return Reservation(
         ask,
         refused,
-        cached,
-        leader and leader.decode(),
-        _standing(*reply[5:8]),
-        _standing(*reply[8:11]),
-        receipt.decode(),
+        cached and Kept.of(cached),
+        leader=leader and leader.decode(),
+        requests=_standing(*reply[5:8]),
+        tokens=_standing(*reply[8:11]),
+        receipt=receipt.decode(),
         budget_used=None if reply[11:13] == [-1, -1] else (max(0, reply[11]) / 1000, max(0, reply[12]) / 1000),
-        unknown_past=_unknown_past(*reply[13:]),
+        unknown_past=_unknown_past(*reply[13:15]),
+        settled=bool(reply[15]),
     )
 
 

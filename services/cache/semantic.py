@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from operator import mul
 
 from services.cache.connection import Connection
+from services.cache.kept import Kept
+from services.cache.responses import ANSWER
 
 _SCOPE = 16
 _KEY = 64
@@ -47,8 +49,8 @@ class Meanings:
                 best, found = similarity, row[_SCOPE : _SCOPE + _KEY].decode()
         if not found:
             return None
-        answer = self._connection.reach(lambda redis: redis.get(f"forebay:answer:{found}"))
-        return (min(best, 1.0), answer) if isinstance(answer, bytes) else None
+        answer = self._connection.reach(lambda redis: redis.get(f"{ANSWER}{found}"))
+        return (min(best, 1.0), Kept.of(answer).body) if isinstance(answer, bytes) else None
 
     def add(self, salt: str, scope: str, vector: Sequence[float], answer_key: str) -> None:
         """Remembers that the answer under `answer_key` is that to a question of this meaning.

@@ -22,6 +22,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from services.cache.connection import CacheDown, Connection
+from services.cache.kept import Kept
 from services.cache.processes import alive_key
 from services.cache.tape import Begin, End, Entry, Writer, read_entry
 
@@ -165,7 +166,7 @@ class Tapes:
             return list(pipe.execute())
 
         leased, listeners, alive, found = self._connection.reach(exchange)
-        return bool(listeners and alive), bool(leased), found
+        return bool(listeners and alive), bool(leased), None if found is None else Kept.of(found).body
 
     def _leave(self, key: str, follower: Follower) -> None:
         with self._lock:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Literal
 
+from services.cache.kept import Kept
 from services.common.ids import new_id
 
 MINUTE_MS = 60_000
@@ -83,6 +84,11 @@ class Ask:
     """By which identical calls in flight know each other; None where it is computed for itself."""
     flight: str = ""
     """What this call puts there where it leads."""
+    hit_route: str | None = None
+    """What the ledger is to say of the call's way where its answer is kept: it is then settled as it is admitted. None
+    where it is settled like any other."""
+    prices: tuple[int, int, int] = (0, 0, 0)
+    """Micro-units for a million tokens of a prompt, of its cached ones and of an answer: what a kept one spares."""
 
     @property
     def deadline_ms(self) -> int:
@@ -125,8 +131,10 @@ class Reservation:
 
     ask: Ask
     refused: Refused | None = None
-    cached: bytes | None = None
+    kept: Kept | None = None
     """The answer, where it was kept."""
+    settled: bool = False
+    """Whether the call is settled already, and in the ledger, as its answer was kept."""
     leader: str | None = None
     """The `flight` of the identical call that is being computed, where there is one."""
     requests: Standing | None = None
@@ -141,3 +149,8 @@ class Reservation:
     """Whose budgets Redis counts only since a Unix time in ms, as they are new or it has lost its data."""
     local: bool = False
     """Whether Redis was down, so that this process alone knows of it."""
+
+    @property
+    def cached(self) -> bytes | None:
+        """The body of the answer that was kept."""
+        return None if self.kept is None else self.kept.body

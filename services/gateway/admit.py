@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 
-from services.cache.responses import answer_key, flight_key
+from services.cache.responses import digest_of, flight_key, salted
 from services.cache.windows import Ask, LimitName, Refused, Reservation, Standing
 from services.common.errors import ModelNotFound, QuotaExceeded, RateLimited
-from services.gateway.call import Call
+from services.gateway.call import Call, Spent
 from services.gateway.estimate import Size, size_of
 from services.gateway.identify import Principal, require
 from services.gateway.parts import Gateway
@@ -37,6 +38,8 @@ class Admission:
     reservation: Reservation
     answer_key: str | None
     """Where the answer shall be kept; None when it may not be."""
+    digest: bytes | None
+    """Of what was asked, by which that key was made."""
     size: Size
     """Of the prompt, by which its tokens were estimated."""
     settled: bool = False
@@ -83,7 +86,8 @@ def admit(gateway: Gateway, principal: Principal, call: Call) -> Admission:
     if not may_use(principal, call.model, call.asked_model):
         gateway.metrics.requests.labels(gateway.fleet.label(call.model), principal.tenant, "client_error").inc()
         raise ModelNotFound(call.asked_model or call.model)
-    keep = _answer_key(gateway, principal, call)
+    digest = _digest(gateway, call)
+    keep = None if digest is None else salted(_salt(gateway, principal), digest)
     look_up = keep if call.use_cache else None
     size = size_of(call.request)
     prompt = gateway.estimates.prompt_tokens(call.model, size)
@@ -106,18 +110,32 @@ def admit(gateway: Gateway, principal: Principal, call: Call) -> Admission:
             answer_key=look_up,
             flight_key=flight_key(look_up) if look_up else None,
             flight=f"{call.id} {gateway.quotas.process}",
+            # What has a tape may yet end otherwise than by the answer that is kept.
+            hit_route=hit_route(call.model, call.asked_model) if look_up and not call.taped else None,
+            prices=gateway.prices.of(call.model),
         )
     )
+    note_budgets(gateway, principal, reservation)
+    if reservation.refused is not None:
+        gateway.metrics.requests.labels(gateway.fleet.label(call.model), principal.tenant, "rate_limited").inc()
+        gateway.metrics.refused.labels(principal.tenant, reservation.refused.account, reservation.refused.limit).inc()
+        raise _refusal(reservation, reservation.refused)
+    return Admission(principal, reservation, keep, digest, size)
+
+
+def note_budgets(gateway: Gateway, principal: Principal, reservation: Reservation) -> None:
+    """Shows how much of its budgets the tenant has used, and restores those of which Redis does not know the past."""
     if reservation.unknown_past:
         gateway.budgets.note(principal, reservation)
     if reservation.budget_used is not None:
         for period, used in zip(("day", "month"), reservation.budget_used, strict=True):
             gateway.metrics.budget_used.labels(principal.tenant, period).set(used)
-    if reservation.refused is not None:
-        gateway.metrics.requests.labels(gateway.fleet.label(call.model), principal.tenant, "rate_limited").inc()
-        gateway.metrics.refused.labels(principal.tenant, reservation.refused.account, reservation.refused.limit).inc()
-        raise _refusal(reservation, reservation.refused)
-    return Admission(principal, reservation, keep, size)
+
+
+@lru_cache(maxsize=1000)
+def hit_route(model: str, asked_model: str) -> str:
+    """How `X-Forebay-Route` says that the answer was kept."""
+    return Spent(asked_model=asked_model, model=model, cache="hit").route
 
 
 def may_use(principal: Principal, *names: str) -> bool:
@@ -133,14 +151,18 @@ def limit_headers(reservation: Reservation) -> dict[str, str]:
     return headers
 
 
-def _answer_key(gateway: Gateway, principal: Principal, call: Call) -> str | None:
+def _digest(gateway: Gateway, call: Call) -> bytes | None:
+    """By what the call's answer is known again; None where it may not be kept."""
     request = call.request
     # One text: a stream's pieces are kept as nothing more.
     plain = request.choices == 1 and request.logprob_count is None
     if not (call.keep and request.deterministic and plain and gateway.responses.enabled):
         return None
-    salt = gateway.responses.salt(principal.cache_salt, share=principal.share_cache)
-    return answer_key(salt, call.kind, call.body)
+    return digest_of(call.kind, call.body)
+
+
+def _salt(gateway: Gateway, principal: Principal) -> str:
+    return gateway.responses.salt(principal.cache_salt, share=principal.share_cache)
 
 
 def _add(headers: dict[str, str], what: str, standing: Standing | None) -> None:

@@ -27,6 +27,7 @@ from services.gateway.moderation import Moderator
 from services.gateway.parts import Gateway
 from services.gateway.prices import Prices
 from services.gateway.recall.flights import Flights
+from services.gateway.recall.known import Front, Known
 from services.gateway.recall.semantic import Semantic
 from services.gateway.routes import admin, description, guide, login, openai
 from services.gateway.routes.admin.usage import register_own
@@ -82,6 +83,7 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
             max_bytes=settings.cache_max_bytes,
             shared_salt=accounts.keyed_hash("shared cache", ""),
         ),
+        known=Known(),
         tapes=tapes,
         flights=Flights(tapes),
         semantic=Semantic(connection, settings, metrics) if settings.semantic_cache_url else None,
@@ -121,6 +123,8 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         # Not a matter of pods: a gateway without one still answers, with a sentence and a Retry-After.
         return jsonify(status="ready", models=sorted(gateway.fleet.models())), 200
 
+    if gateway.spans is None:  # which are made of whole calls
+        app.wsgi_app = Front(gateway, app.wsgi_app)  # type: ignore[method-assign]
     return app
 
 

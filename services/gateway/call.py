@@ -55,6 +55,8 @@ class Call:
     """The last event that the client has of a stream that it lost, as it says in `Last-Event-ID`."""
     idempotency_key: str | None = None
     """The client's own name of this request, by which it may be sent again."""
+    body_digest: bytes | None = None
+    """Of the body as it came, where nothing but the body says what is asked (`services.gateway.recall.known`)."""
     log_fields: dict[str, Any] = field(default_factory=dict)
     """Goes into the request's log line."""
 
@@ -65,6 +67,11 @@ class Call:
     @property
     def streamed(self) -> bool:
         return bool(self.request.stream)
+
+    @property
+    def taped(self) -> bool:
+        """Whether its answer is kept for, or asked for by, a client that comes back."""
+        return self.resumable or self.idempotency_key is not None or self.last_event_id is not None
 
     @property
     def deadline(self) -> float:

@@ -138,7 +138,7 @@ class Identifier:
             AccountsUnavailable: the database can't be reached, and the credential was not checked lately.
         """
         credential = bearer(authorization)
-        digest = blake2b(credential.encode(), key=self._hash_key, digest_size=16).digest()
+        digest = self._digest(credential)
         # The time is taken before the check, so that a slow database does not lengthen the trust.
         started = self._monotonic()
         known, fresh_until, good_until = self._trusted.get(digest, _NOBODY)
@@ -160,6 +160,17 @@ class Identifier:
         fresh, good = self._settings.identity_ttl, self._settings.identity_grace
         self._remember(digest, (principal, started + min(fresh, left), started + min(good, left)), generation)
         return principal
+
+    def trusted(self, authorization: str | None) -> Principal | None:
+        """Whose request it is, where its credential was checked lately; None where `identify` must tell."""
+        match = _BEARER.fullmatch(authorization or "")
+        if match is None:
+            return None
+        known, fresh_until, _ = self._trusted.get(self._digest(match[1]), _NOBODY)
+        return known if self._monotonic() < fresh_until else None
+
+    def _digest(self, credential: str) -> bytes:
+        return blake2b(credential.encode(), key=self._hash_key, digest_size=16).digest()
 
     def forget(self, subject: str | None = None) -> None:
         """Trusts nothing any more that was checked before, or nothing of one subject: a revocation made in this process

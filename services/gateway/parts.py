@@ -24,6 +24,7 @@ from services.gateway.upstreams.discover import Fleet
 
 if TYPE_CHECKING:
     from services.gateway.recall.flights import Flights
+    from services.gateway.recall.known import Known
     from services.gateway.recall.semantic import Semantic
 
 
@@ -41,6 +42,7 @@ class Gateway:
     estimates: Estimates
     budgets: Budgets
     responses: Responses
+    known: Known
     fleet: Fleet
     hold: Hold
     spans: Spans | None

@@ -42,6 +42,10 @@ class Prices:
         """What so many tokens cost at most: with nothing of the prompt cached."""
         return self.cost(model, Usage(prompt, completion)) if self._prices else 0
 
+    def of(self, model: str) -> tuple[int, int, int]:
+        """Micro-units for a million tokens of a prompt, of its cached ones and of an answer."""
+        return self._price(model) or (0, 0, 0)
+
     def _price(self, model: str) -> tuple[int, int, int] | None:
         prices = self._prices
         if not prices:

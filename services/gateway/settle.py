@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 
+from services.cache.kept import Kept
 from services.cache.ledger import Entry
 from services.cache.windows import Used
 from services.common.metrics import GatewayMetrics
@@ -15,6 +16,7 @@ from services.gateway.ledger.pods import final
 from services.gateway.outcome import outcome_of
 from services.gateway.parts import Gateway
 from services.gateway.recall import seal, whole_answer
+from services.gateway.recall.known import Asked
 
 BROKEN_OFF = frozenset({"client_gone", "timeout", "upstream_error"})
 """Outcomes of calls whose pod was not heard to its end, and is asked how it ended."""
@@ -44,12 +46,17 @@ def _close_books(gateway: Gateway, call: Call, admission: Admission, spent: Spen
     answer = None
     if outcome == "ok" and admission.answer_key is not None:
         body = whole_answer(call, spent)
-        answer = gateway.responses.keeping(admission.answer_key, body) if body is not None else None
+        if body is not None:
+            tokens = spent.tokens
+            kept = Kept(body, tokens.prompt_tokens, tokens.cached_tokens or 0, tokens.completion_tokens)
+            answer = gateway.responses.keeping(admission.answer_key, kept)
+    if call.body_digest is not None and admission.digest is not None and (answer or admission.cached):
+        gateway.known.note(call.body_digest, Asked(admission.digest, call.model))
     charged = spent.charged
     used = Used(charged.total_tokens, entry.cost_micros, entry.duration_ms)
-    settled = False
+    settled = admission.reservation.settled
     try:
-        settled = gateway.quotas.settle(admission.reservation, used, entry=entry.fields(), answer=answer)
+        settled = settled or gateway.quotas.settle(admission.reservation, used, entry=entry.fields(), answer=answer)
     finally:
         if not settled:
             gateway.ledger.spool(entry)

@@ -1,6 +1,9 @@
 -- Reserves all that a call may use, of its subject's limits and of its tenant's, looks the answer up, takes the lead
 -- among identical calls and writes the lease: all of it, or nothing and why not. One round trip.
 --
+-- A call whose answer is kept ends here: it takes a request and nothing that must be given back, so it needs no lease, and
+-- its entry goes to the ledger at once, whatever becomes of its gateway.
+--
 -- Not for Redis Cluster: names of keys are made here, and a call touches those of two accounts.
 --
 -- forebay:window:<account>   hash {ends, requests, tokens}: a minute from its first request on, which ends whole
@@ -11,26 +14,39 @@
 --
 -- ARGV  1 call id, 2 process, 3 deadline (Unix ms), 4 tokens at most, 5 micro-units of money at most,
 --       6 answer's key or '', 7 flight's key or '', 8 flight's value, 9 facts for the lease,
---       10 subject, 11-17 its limits, 18 tenant, 19-25 its limits, 26 the time in Unix ms (absent: the server's).
+--       10 subject, 11-17 its limits, 18 tenant, 19-25 its limits,
+--       26 the ledger's entry in case the answer is kept, JSON without its end ('': it is settled like any other call),
+--       27-29 micro-units for a million tokens of a prompt, of its cached ones, of an answer,
+--       30 1: only where the answer is kept, 31 the time in Unix ms (absent: the server's).
 --       Limits: requests and tokens a minute, concurrent calls, tokens a day and a month, micro-units a day and a
 --       month; '' is none.
--- returns {0, or 10 or 20 (subject, tenant) plus the number of the limit that refuses; ms to wait, -1 where that does
---       not help; cached answer or false; value of the flight that leads or false; receipt;
+-- returns false where 30 is set, and the answer is not kept or a limit refuses the call: then nothing was done; else
+--       {0, or 10 or 20 (subject, tenant) plus the number of the limit that refuses; ms to wait, -1 where that does
+--       not help; the answer as it is kept, behind the line of its tokens (services/cache/kept.py), or false; value of the flight that leads or false; receipt;
 --       limit, left and ms until it is whole, of requests and then of tokens, of the tighter account; -1 is no limit;
 --       thousandths of the tenant's budgets that were used before this call, of the day and of the month; -1 is none;
---       Unix ms since when the subject's and the tenant's budget are counted here, 0 where the past is known (restore.lua)}
+--       Unix ms since when the subject's and the tenant's budget are counted here, 0 where the past is known (restore.lua);
+--       1 where the ledger has the call, and it is settled}
 -- A receipt is: tokens, micro-units, and for each account its name, window's end, tokens taken of it, day, month, slot.
 
 local id, deadline, tokens, micros = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local now = tonumber(ARGV[26])
+local now = tonumber(ARGV[31])
 if not now then
   local time = redis.call('TIME')
   now = time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
 local cached, leader = false, false
+local prompt, prompt_cached, completion
 if ARGV[6] ~= '' then
   cached = redis.call('GET', ARGV[6])
+end
+if cached then
+  prompt, prompt_cached, completion = string.match(cached, '^(%d+) (%d+) (%d+)\n')
+  cached = prompt and cached or false
+end
+if ARGV[30] == '1' and not cached then
+  return false
 end
 if ARGV[7] ~= '' and not cached then
   leader = redis.call('GET', ARGV[7])
@@ -192,9 +208,23 @@ local function receipt_of(account)
   return table.concat({account.name, account.ends, account.taken, account.day, account.month, account.slot}, ' ')
 end
 
+-- What the answer would have cost, to the nearest micro-unit, as services/gateway/prices.py has it.
+local function spared()
+  local old = math.min(prompt_cached, prompt)
+  local dear = (prompt - old) * ARGV[27] + old * ARGV[28] + completion * ARGV[29]
+  return string.format('%d', math.floor((dear + 500000) / 1000000))
+end
+
 local subject, tenant = look(10, 10), look(18, 20)
-local receipt = ''
-if refused == 0 then
+local receipt, settled = '', 0
+if refused == 0 and cached and ARGV[26] ~= '' then
+  take(subject)
+  take(tenant)
+  redis.call('XADD', 'forebay:ledger', '*', 'entry', ARGV[26] .. ',"saved_micros":' .. spared() .. '}')
+  settled = 1
+elseif ARGV[30] == '1' then
+  return false
+elseif refused == 0 then
   take(subject)
   take(tenant)
   receipt = tokens_text .. ' ' .. micros_text .. ' ' .. receipt_of(subject) .. ' ' .. receipt_of(tenant)
@@ -213,4 +243,4 @@ if tokens_limit < 0 then tokens_left = -1 end
 local day_used, month_used = budget_used(tenant)
 return {refused, wait == math.huge and -1 or wait, cached, leader, receipt,
         requests_limit, requests_left, requests_reset, tokens_limit, tokens_left, tokens_reset,
-        day_used, month_used, refused == 0 and subject.since or 0, refused == 0 and tenant.since or 0}
+        day_used, month_used, refused == 0 and subject.since or 0, refused == 0 and tenant.since or 0, settled}

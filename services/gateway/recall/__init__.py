@@ -9,7 +9,8 @@ What can be there, in the order in which it is looked for:
 - where it is turned on, the answer to a question of nearly the same meaning (`semantic`).
 
 `record` is what is kept for the first two, `playback` reads what a tape holds. A request that uses none of these makes
-no exchange with Redis here.
+no exchange with Redis here. `known` stands before all steps: what was asked before in the same bytes it gives without
+them, where the answer is kept.
 """
 
 from __future__ import annotations

@@ -9,12 +9,14 @@ from flask import Response, g, request
 
 from services.common import sse
 from services.common.errors import InvalidRequest
+from services.common.ids import new_id
 from services.common.telemetry import SESSION_HEADER, TIMEOUT_HEADER
 from services.common.wire import ChatRequest, CompletionRequest, Kind, validate
 from services.gateway import policy
 from services.gateway.aliases import conversation_of, resolve
 from services.gateway.call import Call, Reply
 from services.gateway.parts import Gateway
+from services.gateway.recall import known
 from services.gateway.recall.exact import directives
 from services.gateway.spans import enter
 
@@ -57,6 +59,8 @@ def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
         last_event_id=sent.get("HTTP_LAST_EVENT_ID") if resumable else None,
         idempotency_key=sent.get("HTTP_IDEMPOTENCY_KEY") if settings.idempotency_ttl else None,
         client=sent.get("gunicorn.socket"),
+        id=sent.get(known.CALL) or new_id(),
+        body_digest=sent.get(known.BODY) if parsed.model == asked_model else None,
         asked_model=str(asked_model),
         session=session,
         log_fields=g.log_fields,

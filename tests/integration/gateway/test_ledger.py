@@ -172,6 +172,28 @@ def test_a_call_is_a_row_with_all_that_it_was(
     assert streamed["ttft_ms"] is not None
 
 
+def test_hits_are_in_the_ledger_once_each_when_their_gateway_is_killed(
+    start_gateway: StartGateway, redis: Redis, cache: Valkey, pod: tuple[Knowing, str], books: Books
+) -> None:
+    gateway, answered = start_gateway(pod[1], redis_url=cache.url, prices=PRICES), 0
+    with gateway.client() as client:
+        call(client, 1)
+        until(lambda: requests_in(books) == ids(1))
+        for _ in range(100):
+            answer = client.post("/v1/chat/completions", json=body(1), headers={"X-Request-Id": "hit"})
+            answered += answer.headers["x-forebay-cache"] == "hit"
+        gateway.kill()
+    start_gateway(pod[1], redis_url=cache.url, prices=PRICES)  # enters what the first has left
+    hits = select(ledger).where(ledger.c.request_id == "hit")
+    until(lambda: len(books.rows(hits)) >= 100)
+    rows = books.rows(hits)
+    assert answered == 100
+    assert len(rows) == 100
+    assert {(row["outcome"], row["cache"], row["cost_micros"], row["saved_micros"]) for row in rows} == {
+        ("cached", "hit", 0, 24)
+    }
+
+
 def test_calls_while_redis_is_gone_come_to_sql_all_the_same(
     start_gateway: StartGateway, redis: Redis, cache: Valkey, pod: tuple[Knowing, str], books: Books
 ) -> None:

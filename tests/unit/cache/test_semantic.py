@@ -7,6 +7,8 @@ import math
 import pytest
 
 from services.cache.connection import Connection
+from services.cache.kept import Kept
+from services.cache.responses import ANSWER
 from services.cache.semantic import Meanings
 from services.common.ids import new_id
 
@@ -18,8 +20,8 @@ def salt() -> str:
 
 def keep(connection: Connection, number: int) -> str:
     """A kept answer; its key."""
-    key = f"forebay:answer:{number:064x}"
-    connection.store(key, b"answer %d" % number, 60)
+    key = f"{ANSWER}{number:064x}"
+    connection.store(key, Kept(b"answer %d" % number).value(), 60)
     return key
 
 
@@ -55,7 +57,7 @@ def test_the_oldest_are_forgotten(connection: Connection, meanings: Meanings, sa
 
 
 def test_one_whose_answer_is_gone_is_not_found(connection: Connection, meanings: Meanings, salt: str) -> None:
-    meanings.add(salt, "s", [1, 0], f"forebay:answer:{9:064x}")
+    meanings.add(salt, "s", [1, 0], f"{ANSWER}{9:064x}")
     assert meanings.nearest(salt, "s", [1, 0]) is None
 
 

