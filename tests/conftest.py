@@ -10,6 +10,7 @@ Where several processes share the suite (`make test`), the tests of a file run i
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import shutil
@@ -26,21 +27,20 @@ Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / ".forebay"
 TOGETHER = ("tests/e2e", "tests/integration/inference", "tests/integration/accounts")
-FIRST = (*TOGETHER, "tests/integration", "tests/unit/inference", "tests/chart")
+# Whole stacks compute, gateways mostly wait: so these two beside each other, then pods beside what is short.
+FIRST = ("tests/e2e", "tests/integration/gateway", *TOGETHER, "tests/unit/inference", "tests/chart")
 REQUIRE_ALL = os.environ.get("FOREBAY_REQUIRE_ALL") == "1"
-METRICS: str | None = None
-"""A folder that `prometheus_client` and our applications may want for what several processes count."""
+# Processes that share the cores have a part of them each; torch would have all in each, where its threads wait in turn.
+if (sharing := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // sharing)))
+# Our applications want a folder for what several processes count; those that we start inherit it.
 if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-    METRICS = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="forebay-test-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="forebay-test-metrics-")
+    atexit.register(shutil.rmtree, os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requires(program, ...): the test needs these programs on the PATH")
-
-
-def pytest_unconfigure() -> None:
-    if METRICS is not None:
-        shutil.rmtree(METRICS, ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks

@@ -30,8 +30,8 @@ QUERIES = [
     for panel in BOARD["panels"]
     for target in panel["targets"]
 ]
-PATIENCE = 60
-"""Seconds until everything must have been seen; some ten are usual."""
+PATIENCE = 180
+"""Seconds until everything must have been seen; some twenty are usual."""
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import psutil
 
 from tests.e2e.running import FOREBAY, HANG, Stack, Up, wait_until_ready
 
-CLIENTS, TOKENS, SEEN = 50, 64, 8
+CLIENTS, TOKENS, SEEN = 50, 40, 8
 """How many clients there are, how many tokens each asks for, and after how many of each the pod is killed."""
 GENERATED = ("gen_ai_client_token_usage_total", 'token_type="output"')
 PROMPTS = [

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def split_pod(folder: Path, tmp_path: Path) -> Iterator[Pod]:
-    with running_pod(tmp_path, tmp_path, command=SPLIT, model=folder) as pod:
+    with running_pod(tmp_path, tmp_path, command=SPLIT, model=folder, shutdown_grace=25) as pod:
         yield pod
 
 
