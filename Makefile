@@ -17,7 +17,7 @@ GATEWAY_RIVALS := build/bench/gateway-venv/.installed
 PYTEST := $(VENV)/bin/python -m pytest
 # The whole suite in several processes; what must stay together and what comes first, tests/conftest.py says.
 PROCESSES ?= 2
-SHARED := -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+SHARED := -n $(PROCESSES) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-unit lint format docs dashboards k8s bench bench-front bench-tape bench-engine bench-rivals bench-gateway \

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from prometheus_client import REGISTRY
@@ -26,9 +26,9 @@ from prometheus_client import REGISTRY
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 ROOT = Path(__file__).parents[1]
 HOME = ROOT / ".forebay"
-TOGETHER = ("tests/e2e", "tests/integration/inference", "tests/integration/accounts")
+TOGETHER = ("tests/e2e/", "tests/integration/inference/", "tests/integration/accounts/")
 # Whole stacks compute, gateways mostly wait: so these two beside each other, then pods beside what is short.
-FIRST = ("tests/e2e", "tests/integration/gateway", *TOGETHER, "tests/unit/inference", "tests/chart")
+FIRST = ("tests/e2e/", "tests/integration/gateway/", *TOGETHER, "tests/unit/inference/", "tests/chart/")
 REQUIRE_ALL = os.environ.get("FOREBAY_REQUIRE_ALL") == "1"
 # Processes that share the cores have a part of them each; torch would have all in each, where its threads wait in turn.
 if (sharing := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
@@ -43,19 +43,26 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requires(program, ...): the test needs these programs on the PATH")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts what takes longest first, so that no process of several ends long after the others; and marks what one of
-    them gets as a whole: the tests of a folder whose stack, pods or database take long to start, else those of a file.
-    """
-    for item in items:
-        room = next((place for place in TOGETHER if item.path.is_relative_to(ROOT / place)), item.path)
-        item.add_marker(pytest.mark.xdist_group(str(room)))
-    items.sort(
-        key=lambda item: next(
-            (i for i, place in enumerate(FIRST) if item.path.is_relative_to(ROOT / place)), len(FIRST)
-        )
-    )
+    """Puts what takes longest first, so that no process of several ends long after the others."""
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, place in enumerate(FIRST) if item.nodeid.startswith(place)), len(FIRST))
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What a process of several gets as a whole: the tests of a folder whose stack, pods or database take long to
+    start, else those of a file. (xdist has marks for that, `xdist_group`, which pytest 9.2 does not let it read.)"""
+    from xdist.scheduler import LoadScopeScheduling  # noqa: PLC0415 - only where there are several processes
+
+    class Rooms(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid.partition("::")[0])
+
+    return Rooms(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
