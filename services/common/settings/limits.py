@@ -42,4 +42,8 @@ class LimitSettings(CommonSettings):
         'none, as in `{"small": {"input": 0.5, "cached_input": 0.05, "output": 1.5}, "*": {"output": 1}}`. Without one '
         "they cost nothing.",
     )
-    default_max_tokens: int = Field(1024, ge=1, description="`max_tokens` of a request that names none.")
+    default_max_tokens: int = Field(
+        1024,
+        ge=1,
+        description="`max_tokens` of a request that names none; of a text completion 16 at most, as at OpenAI.",
+    )

@@ -20,6 +20,9 @@ from services.gateway.recall import known
 from services.gateway.recall.exact import directives
 from services.gateway.spans import enter
 
+COMPLETION_TOKENS = 16
+"""`max_tokens` of a text completion that names none, at OpenAI and in vLLM."""
+
 
 def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
     """The current Flask request, with `body` in OpenAI's format, as a call.
@@ -31,7 +34,8 @@ def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
     policy.apply(settings, body)
     body.pop("cache_salt", None)  # the tenant's salt is the gateway's to set
     if body.get("max_tokens") is None and (kind != "chat" or body.get("max_completion_tokens") is None):
-        body["max_tokens"] = settings.default_max_tokens
+        most = settings.default_max_tokens
+        body["max_tokens"] = most if kind == "chat" else min(most, COMPLETION_TOKENS)
     session = request.headers.get(SESSION_HEADER)
     asked_model = body.get("model")
     if isinstance(asked_model, str) and (weights := settings.aliases.get(asked_model)) is not None:

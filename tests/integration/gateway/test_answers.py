@@ -179,6 +179,26 @@ class TestCache:
             assert answer.headers["x-forebay-cache"] == "bypass"
 
 
+class TestLength:
+    def test_what_names_no_length_gets_the_settings_and_as_text_completion_openais(
+        self, start_gateway: StartGateway
+    ) -> None:
+        got: list[int] = []
+
+        def recording(handler: Handler, body: dict[str, Any]) -> None:
+            got.append(body["max_tokens"])
+            hello(handler, body)
+
+        text = {"model": "m", "prompt": "hi"}
+        with scripted_pod(recording) as pod:
+            for setting in (200, 7):
+                with start_gateway(pod, default_max_tokens=setting).client() as client:
+                    client.post("/v1/chat/completions", json=CHAT)
+                    client.post("/v1/completions", json=text)
+                    client.post("/v1/completions", json={**text, "max_tokens": 50})
+        assert got == [200, 16, 50, 7, 7, 50]
+
+
 class TestGuideRoutes:
     def test_generate_asks_the_prompt_and_gives_the_response(self, start_gateway: StartGateway) -> None:
         got: list[dict[str, Any]] = []
