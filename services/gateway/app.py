@@ -15,13 +15,14 @@ from services.common.metrics import GatewayMetrics
 from services.common.settings import GatewaySettings
 from services.common.telemetry import configure_logging
 from services.gateway import pulse
+from services.gateway.accounts import Accounts
 from services.gateway.accounts.database import await_accounts
 from services.gateway.budgets import Budgets
 from services.gateway.drain import draining
 from services.gateway.estimate import Estimates
 from services.gateway.hold import Hold
 from services.gateway.identify import Identifier
-from services.gateway.ledger import Ledger, open_books
+from services.gateway.ledger import Books, Ledger, open_books
 from services.gateway.ledger.reaper import Parts, Reaper
 from services.gateway.moderation import Moderator
 from services.gateway.parts import Gateway
@@ -51,13 +52,30 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         key_secret=settings.key_secret.get_secret_value(),
         wait=settings.database_timeout,
     )
+    books = open_books(settings.database_url, wait=settings.database_timeout)
+    gateway, reaper = _make(settings, accounts, books)
+    for part in (gateway.process, gateway.tapes, gateway.ledger, gateway.budgets, gateway.fleet, reaper):
+        part.start()
+    pulse.watch(gateway.connection, gateway.metrics.cache_down)
+    pulse.watch_accounts(accounts, gateway.metrics.accounts_down)
+
+    app = create_edge("services.gateway", max_body_bytes=settings.max_body_bytes)
+    app.extensions["forebay"] = gateway
+    app.extensions["forebay.reaper"] = reaper
+    _register_routes(app, gateway, accounts, books)
+    if gateway.spans is None:  # which are made of whole calls
+        app.wsgi_app = Front(gateway, app.wsgi_app)  # type: ignore[method-assign]
+    return app
+
+
+def _make(settings: GatewaySettings, accounts: Accounts, books: Books) -> tuple[Gateway, Reaper]:
+    """The parts of a request, and who settles the calls of gateways that died."""
+    metrics = GatewayMetrics()
     connection = Connection(settings.redis_url)
     process = Process(connection)
-    quotas = Quotas(connection, process=process.id)
     stream = Stream(connection, process.id)
-    books = open_books(settings.database_url, wait=settings.database_timeout)
+    quotas = Quotas(connection, process=process.id)
     tapes = Tapes(connection, process.id)
-    metrics = GatewayMetrics()
     fleet = Fleet(
         Source(settings.upstreams),
         interval=settings.upstream_poll_interval,
@@ -93,25 +111,16 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
         ledger=Ledger(books, stream, metrics, retention_days=settings.ledger_retention_days),
         moderator=Moderator(settings, metrics) if settings.moderation_url else None,
     )
-    process.start()
-    tapes.start()
-    gateway.ledger.start()
-    gateway.budgets.start()
-    gateway.fleet.start()
-    parts = Parts(process, gateway.quotas, stream, books, gateway.fleet, gateway.prices, metrics)
-    reaper = Reaper(parts)
-    reaper.start()
-    pulse.watch(connection, metrics.cache_down)
-    pulse.watch_accounts(accounts, metrics.accounts_down)
+    return gateway, Reaper(Parts(process, quotas, stream, books, fleet, gateway.prices, metrics))
 
-    app = create_edge("services.gateway", max_body_bytes=settings.max_body_bytes)
-    app.extensions["forebay"] = gateway
-    app.extensions["forebay.reaper"] = reaper
-    login.register(app, accounts, gateway.identifier, settings, throttle=Throttle(connection), metrics=metrics)
+
+def _register_routes(app: Flask, gateway: Gateway, accounts: Accounts, books: Books) -> None:
+    identifier, throttle = gateway.identifier, Throttle(gateway.connection)
+    login.register(app, accounts, identifier, gateway.settings, throttle=throttle, metrics=gateway.metrics)
     app.register_blueprint(openai.blueprint(gateway))
     app.register_blueprint(guide.blueprint(gateway))
-    app.register_blueprint(admin.blueprint(accounts, gateway.identifier, books, gateway))
-    register_own(app, gateway.identifier, books)
+    app.register_blueprint(admin.blueprint(accounts, identifier, books, gateway))
+    register_own(app, identifier, books)
     app.register_blueprint(description.blueprint())
 
     @app.get("/readyz")
@@ -122,10 +131,6 @@ def create_app(settings: GatewaySettings | None = None) -> Flask:
             return jsonify(status="waiting", reason=reason), 503  # nobody could be let in
         # Not a matter of pods: a gateway without one still answers, with a sentence and a Retry-After.
         return jsonify(status="ready", models=sorted(gateway.fleet.models())), 200
-
-    if gateway.spans is None:  # which are made of whole calls
-        app.wsgi_app = Front(gateway, app.wsgi_app)  # type: ignore[method-assign]
-    return app
 
 
 def close(app: Flask) -> None:
