@@ -16,8 +16,9 @@ from services.gateway.upstreams.affinity import Affinity
 from services.gateway.upstreams.breaker import DEFAULT, Breaker, Rules
 from services.gateway.upstreams.budget import RetryBudget
 from services.gateway.upstreams.choose import LOAD_BOUND, Choice, choose, laggards
+from services.gateway.upstreams.endpoint import Endpoint
 from services.gateway.upstreams.look import NotReady, look_at
-from services.gateway.upstreams.resolve import Endpoint, Source
+from services.gateway.upstreams.resolve import Source
 from services.gateway.upstreams.upstream import Upstream
 
 log = logging.getLogger("forebay.upstreams")

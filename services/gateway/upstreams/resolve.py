@@ -7,15 +7,15 @@ model there, which are watched (`slices`).
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import socket
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
+
+from services.gateway.upstreams.endpoint import Endpoint, url_of
 
 if TYPE_CHECKING:
     from services.gateway.upstreams.slices import SliceWatch
@@ -27,15 +27,6 @@ RESOLVE_INTERVAL = 3.0
 """Seconds that an answer of the name service is used; with the look that follows, a new pod is found within ten."""
 NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
 """What name services say of a headless Service without a ready pod."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where a pod is. `ready`: whether who named it says that it may take requests. `model`: what it says it serves."""
-
-    url: str
-    ready: bool = True
-    model: str | None = None
 
 
 Lookup = Callable[[str, int], list[str]]
@@ -118,12 +109,6 @@ class Source:
             urls = [url_of(parts.scheme, host, port, parts.path) for host in hosts]
         self._answers[entry] = (now + RESOLVE_INTERVAL, urls)
         return urls
-
-
-def url_of(scheme: str, address: str, port: int, path: str = "") -> str:
-    """A pod's base URL; an IPv6 address gets its brackets."""
-    host = f"[{address}]" if ipaddress.ip_address(address).version == 6 else address
-    return urlunsplit((scheme, f"{host}:{port}", path, "", ""))
 
 
 def _watch(entry: str) -> SliceWatch:

@@ -27,7 +27,7 @@ from kubernetes import client, config
 from kubernetes.config.incluster_config import InClusterConfigLoader
 from urllib3.exceptions import HTTPError
 
-from services.gateway.upstreams.resolve import Endpoint, url_of
+from services.gateway.upstreams.endpoint import Endpoint, url_of
 
 log = logging.getLogger("forebay.upstreams")
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")

@@ -16,8 +16,9 @@ from services.common.metrics import GatewayMetrics
 from services.common.orca import LOAD_HEADER, Report
 from services.gateway.upstreams.breaker import Rules
 from services.gateway.upstreams.discover import Fleet
+from services.gateway.upstreams.endpoint import Endpoint
 from services.gateway.upstreams.outlook import OVERDUE, UNKNOWN_FOR, UNMEASURED_LOAD
-from services.gateway.upstreams.resolve import Endpoint, Source
+from services.gateway.upstreams.resolve import Source
 from tests.unit.gateway.conftest import Clock
 from tests.unit.gateway.scripted_pod import Handler
 

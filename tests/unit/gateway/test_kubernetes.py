@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.upstreams.resolve import Endpoint
+from services.gateway.upstreams.endpoint import Endpoint
 from services.gateway.upstreams.slices import SELECTOR, SliceWatch, endpoints_of, open_watch
 from tests.integration.gateway.conftest import until
 from tests.unit.gateway.kubernetes_api import KubernetesApi, endpoint, endpoint_slice, kubernetes_api

@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from services.gateway.upstreams.resolve import RESOLVE_INTERVAL, Endpoint, Source, addresses
+from services.gateway.upstreams.endpoint import Endpoint
+from services.gateway.upstreams.resolve import RESOLVE_INTERVAL, Source, addresses
 
 
 class Names:
