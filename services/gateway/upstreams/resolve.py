@@ -28,7 +28,6 @@ RESOLVE_INTERVAL = 3.0
 NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
 """What name services say of a headless Service without a ready pod."""
 
-
 Lookup = Callable[[str, int], list[str]]
 
 
