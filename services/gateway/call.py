@@ -116,6 +116,10 @@ class Spent:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     """Running counts of a stream, from the pod's notes. Every prompt has tokens: 0 is a pod that sends no notes."""
+    leg_seconds: float = 0.0
+    """Compute seconds of the pod that works on it, so far, from its notes."""
+    lost_seconds: float = 0.0
+    """Those of the pods before it, as far as they were told."""
     token_ids: array[int] = field(default_factory=lambda: array("i"))
     """The tokens of the chunks that went on to the client, from the pod's notes. Packed: every open stream has one."""
     seed: int | None = None
@@ -163,8 +167,17 @@ class Spent:
 
     @property
     def tokens(self) -> Usage:
-        """The best count there is."""
-        return self.usage or Usage(self.prompt_tokens, self.completion_tokens)
+        """The best count there is, with what pods had computed before they were lost."""
+        usage = self.usage or Usage(self.prompt_tokens, self.completion_tokens)
+        last = usage.compute_seconds
+        if self.lost_seconds or (last is None and self.leg_seconds):
+            return replace(usage, compute_seconds=self.lost_seconds + (self.leg_seconds if last is None else last))
+        return usage
+
+    def next_leg(self) -> None:
+        """Another pod begins to work on it."""
+        self.lost_seconds += self.leg_seconds
+        self.leg_seconds = 0.0
 
     @property
     def charged(self) -> Usage:

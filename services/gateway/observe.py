@@ -38,6 +38,7 @@ def observe(event: Event, call: Call, spent: Spent) -> bool:
     if note is not None:
         spent.prompt_tokens = note.get("prompt_tokens", spent.prompt_tokens)
         spent.completion_tokens = note.get("completion_tokens", spent.completion_tokens)
+        spent.leg_seconds = note.get("compute_seconds", spent.leg_seconds)
     data = event.data
     if data is None:
         return False

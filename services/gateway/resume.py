@@ -97,6 +97,7 @@ class Choices:
             count = note.get("completion_tokens", 0)
             ids = note.get("token_ids", ())
             told = {"completion_tokens": others + count, "token_ids": ids, "index": index}
+            told["compute_seconds"] = note.get("compute_seconds", 0.0)
             if chunk.get("choices"):
                 if count == 0 and self._opened[index]:
                     continue

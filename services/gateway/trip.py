@@ -182,6 +182,7 @@ class Trip:
             spent.model = model
             spent.cacheable = False  # it is another model's answer
         self._begun_after = len(spent.token_ids)
+        spent.next_leg()
         try:
             leg.begin(body)
         except BaseException:

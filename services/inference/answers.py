@@ -105,14 +105,17 @@ def stream(head: Answer, asked: GenerationRequest, choices: Listing[Choice], pie
 
     A note says how many tokens were generated so far (`completion_tokens`, in all choices), and which of this choice
     since its last note (`token_ids`); of which choice (`index`), where there are several. The first one, and the one
-    of an error, also says how many the prompt has (`prompt_tokens`).
+    of an error, also says how many the prompt has (`prompt_tokens`). Each says what the request has cost so far
+    (`compute_seconds`), which nobody could tell any more if this process were killed.
     """
     resumed = len(asked.resume_token_ids or ())
     count = resumed
     first: dict[str, Any] = {"prompt_tokens": usage(asked, choices).prompt_tokens}
 
     def frame(body: dict[str, Any], choice: Choice, counts: dict[str, Any] | None = None) -> bytes:
-        note = {"completion_tokens": count, "token_ids": choice.fresh, **first, **(counts or {})}
+        seconds = round(sum(one.generation.sequence.seconds for one in choices), 4)
+        note = {"completion_tokens": count, "token_ids": choice.fresh, "compute_seconds": seconds, **first}
+        note.update(counts or {})
         if len(choices) > 1:
             note["index"] = choice.index
         said = sse.note(note) + sse.event(body)

@@ -338,6 +338,49 @@ def test_an_error_that_every_pod_would_have_is_passed_on(start: Start, broken: b
     assert other.bodies == []
 
 
+class TestComputeSeconds:
+    """Of each pod as far as it told them, since a process that was killed tells nothing any more."""
+
+    @staticmethod
+    def costing(chunks: int | None, each: float) -> Script:
+        """A pod whose chunks cost so much each, and that is lost after so many, or tells its usage at the end."""
+
+        def script(handler: Handler, body: dict[str, Any]) -> None:
+            blocks, told = Blocks(), 0.0
+            for block in speak(body):
+                told += each
+                cost = f'"compute_seconds":{told:.4f},'.encode()
+                blocks.append(block.replace(b": forebay {", b": forebay {" + cost, 1))
+            used = Usage(PROMPT, 6, compute_seconds=each * len(blocks))
+            blocks[-2:-1] = [sse.event(Answer.new("chat", "m").usage(used))]
+            send(handler, blocks[:chunks], broken=chunks is not None)
+
+        return script
+
+    def test_those_of_a_pod_that_was_lost_are_the_calls_too(self, start: Start) -> None:
+        got = start(self.costing(3, 0.5), self.costing(None, 0.25)).ask(CHAT)
+        own = got.events[-2]["usage"]["forebay"]["compute_seconds"]
+        assert got.spent.outcome == "ok"
+        assert got.spent.charged.compute_seconds == pytest.approx(3 * 0.5 + own)
+
+    def test_of_each_of_several(self, start: Start) -> None:
+        got = start(self.costing(3, 0.5), self.costing(2, 0.25), self.costing(None, 1.0)).ask(CHAT)
+        own = got.events[-2]["usage"]["forebay"]["compute_seconds"]
+        assert got.spent.charged.compute_seconds == pytest.approx(3 * 0.5 + 2 * 0.25 + own)
+
+    def test_where_nobody_goes_on(self, start: Start) -> None:
+        got = start(self.costing(3, 0.5)).ask(CHAT)
+        assert got.spent.outcome == "upstream_error"
+        assert got.spent.charged.compute_seconds == pytest.approx(1.5)
+
+    def test_of_a_pod_that_tells_its_usage_they_are_as_it_says(self, start: Start) -> None:
+        got = start(self.costing(None, 0.25)).ask(CHAT)
+        assert got.spent.charged.compute_seconds == got.events[-2]["usage"]["forebay"]["compute_seconds"]
+
+    def test_of_an_engine_that_tells_nothing_they_are_unknown(self, start: Start) -> None:
+        assert start(whole).ask(CHAT).spent.charged.compute_seconds is None
+
+
 class TestSeveralChoices:
     """Each goes on alone; that its tokens are the same is shown with a real pod (tests/integration/gateway)."""
 

@@ -45,6 +45,16 @@ def test_several_prompts_are_answered_each_as_if_alone(client: FlaskClient) -> N
     assert [choice["index"] for choice in together.json["choices"]] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_each_note_says_what_the_request_has_cost_so_far(client: FlaskClient, n: int) -> None:
+    """By which a gateway knows it of a pod that is killed."""
+    response = chat(client, n=n, stream=True, stream_options={"include_usage": True})
+    seconds = [note["compute_seconds"] for note in notes(response)]
+    assert seconds == sorted(seconds)
+    usage = bodies(response)[-1]["usage"]["forebay"]
+    assert 0 < seconds[-2] <= usage["compute_seconds"] + 0.0001
+
+
 def test_several_prompts_may_be_token_ids(client: FlaskClient) -> None:
     alone = said(complete(client, prompt=PROMPTS[2], seed=4))
     assert said(complete(client, prompt=[PROMPTS[2], PROMPTS[2]], seed=4)) == alone * 2
