@@ -115,7 +115,10 @@ def _write_line(response: Response, found: _AppCtxGlobals, method: str, rule: st
 def log_request(
     identity: str, method: str, rule: str, *, status: int, started: float, fields: Mapping[str, object]
 ) -> None:
-    """The line of a request that has ended, and arrived at `started` by the monotonic clock."""
+    """The line of a request that has ended, and arrived at `started` by the monotonic clock.
+
+    Its `path` is Flask's rule; the fields may have a `route`, which is the way that a call went over the pods.
+    """
     seconds = round(time.monotonic() - started, 4)
-    facts = {"request_id": identity, "method": method, "route": rule, "status": status, "seconds": seconds, **fields}
+    facts = {"request_id": identity, "method": method, "path": rule, "status": status, "seconds": seconds, **fields}
     log.info("request", extra=facts)

@@ -92,7 +92,7 @@ def test_a_second_pod_is_found_and_used_within_ten_seconds_and_one_that_stops_is
 
 
 def _served(podman: Podman, container: str) -> bool:
-    return '"route": "/v1/chat/completions"' in podman("logs", container)
+    return '"path": "/v1/chat/completions"' in podman("logs", container)
 
 
 @pytest.mark.requires("nginx")

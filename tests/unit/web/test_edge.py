@@ -29,7 +29,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Flask]:
 
     @app.get("/things/<name>")
     def thing(name: str) -> Response:
-        g.log_fields["tokens"] = 3
+        g.log_fields.update(tokens=3, route="replica=a")
         return jsonify(name=name)
 
     @app.get("/missing-model")
@@ -164,12 +164,13 @@ def test_a_request_is_one_log_line_with_what_the_service_adds(
     caplog.set_level(logging.INFO)
     client.get("/things/seven?q=secret", headers={"X-Request-Id": "mine-7"}).close()
     (line,) = access_lines(caplog)
-    assert {name: line[name] for name in ("request_id", "method", "route", "status", "tokens")} == {
+    assert {name: line[name] for name in ("request_id", "method", "path", "status", "tokens", "route")} == {
         "request_id": "mine-7",
         "method": "GET",
-        "route": "/things/<name>",
+        "path": "/things/<name>",
         "status": 200,
         "tokens": 3,
+        "route": "replica=a",
     }
     assert "secret" not in str(line)
 
@@ -202,7 +203,7 @@ def test_a_path_that_no_route_knows_is_one_label_in_the_log(
     caplog.set_level(logging.INFO)
     client.get("/a/random/path").close()
     (line,) = access_lines(caplog)
-    assert line["route"] == "unknown"
+    assert line["path"] == "unknown"
 
 
 def test_a_service_that_is_up_says_so(client: FlaskClient) -> None:
