@@ -31,7 +31,7 @@ CACHE_PATIENCE = 10.0
 GATEWAY_PATIENCE = 60.0
 """Seconds these may take to get ready. A pod may take as long as its model needs, and says what it is doing."""
 STOP_LIMIT = 9.0
-"""Seconds that stopping takes at most, unless running requests were granted more (FOREBAY_SHUTDOWN_GRACE)."""
+"""Seconds that stopping takes at most, unless the settings grant more (`stop_limit`)."""
 LOG_CHECK = 60.0
 """Seconds between looks at the size of the children's logs."""
 
@@ -81,7 +81,7 @@ class Stack:
                 code = 1
             finally:
                 # Also when the terminal is gone and a print fails.
-                self._supervisor.stop(max(STOP_LIMIT, self._settings.shutdown_grace + 1))
+                self._supervisor.stop(stop_limit(self._gateway))
                 self._home.status_file.unlink(missing_ok=True)
                 shutil.rmtree(self._home.temporary, ignore_errors=True)
             print(f"Stopped after {time.monotonic() - self._begin:.0f} s.", flush=True)
@@ -186,6 +186,12 @@ class Stack:
             f"\nForebay is ready after {seconds:.0f} s.\n\n{lines}\n\nTry it in a second shell:\n\n"
             f"  {curl_line(self._endpoint, accounts.demo_key, models[0])}\n\nCtrl-C stops everything.\n"
         )
+
+
+def stop_limit(settings: GatewaySettings) -> float:
+    """Seconds that stopping takes at most: a gateway takes requests for its drain delay, and lets those that run end in
+    its grace. The others end with nobody to wait for, and in the second that is left."""
+    return max(STOP_LIMIT, settings.drain_delay + settings.shutdown_grace + 1)
 
 
 def admin_line(accounts: Bootstrapped) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from forebay.up import STOP_LIMIT
 from tests.e2e.running import FOREBAY, HANG, Stack, Up, clean_environment, wait_until_ready
 from tests.ports import free_row
 
@@ -142,6 +143,18 @@ def test_ctrl_c_while_the_model_loads_leaves_nothing_running(start_up: Start) ->
     family = up.family()
     up.press_ctrl_c()
     assert up.wait() == 0
+    assert_all_gone(family)
+
+
+def test_gateways_are_given_the_time_that_their_drain_takes(start_up: Start) -> None:
+    """Longer than anything may take to stop without it; load balancers of a test cluster need it."""
+    stack = wait_until_ready(start_up(drain_delay=STOP_LIMIT + 2))
+    family = stack.up.family()
+    stack.up.press_ctrl_c()
+    stack.up.wait_for("Stopping")
+    assert ask(stack.url, stack.key, stack.model), "what comes meanwhile is still answered"
+    assert stack.up.wait() == 0
+    assert "did not end in time" not in stack.up.output
     assert_all_gone(family)
 
 
