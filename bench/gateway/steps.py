@@ -23,7 +23,9 @@ SAMPLES = 250
 STEPS: tuple[tuple[str, str], ...] = (
     ("ledger: from Redis to SQL", r"ledger/writer\.py|_WorkerGreenlet"),
     ("background: looks at pods, heartbeat, reaper", r"^Thread\._bootstrap|upstreams/(discover|look)|processes\.py"),
-    ("access log line", r"_write_line .*edge\.py"),
+    ("access log line", r"log_request .*edge\.py"),
+    ("hit: exchange with Redis", r"Quotas\.hit "),
+    ("hit: the rest", r"Front\._(answer|end) .*recall/known\.py"),
     ("settle: exchange with Redis", r"Quotas\.settle "),
     ("settle: entry, metrics, answer to keep", r"^(settle|_close_books) .*gateway/settle\.py"),
     ("admit: exchange with Redis", r"Quotas\.reserve "),
@@ -32,7 +34,7 @@ STEPS: tuple[tuple[str, str], ...] = (
     ("dispatch: exchange with the pod", r"Exchange\.|upstreams/exchange\.py"),
     ("relay: events and notes", r"sse\.py|^observe |^relay "),
     ("dispatch: choice, body", r"^dispatch .*dispatch\.py"),
-    ("recall", r"gateway/recall/"),
+    ("recall", r"gateway/recall/(?!known)"),  # which all that Flask does lies behind
     ("request read and validated", r"^(read_call|parse_json) "),
     ("edge: ids, HTTP metrics", r"^(_open|_close) .*edge\.py"),
     ("gunicorn: answer written", r"Response\.(write|close|send_headers|start_response) .*gunicorn|write_chunk "),
