@@ -22,6 +22,7 @@ from torch import Tensor, jit
 from torch.jit import TracerWarning, optimized_execution  # type: ignore[attr-defined]
 
 from services.inference.engine.forward import Forward
+from services.inference.engine.simplify import simplify
 
 log = logging.getLogger("forebay.trace")
 
@@ -38,8 +39,9 @@ def scripted(code: Code) -> Code:
 
 @torch.inference_mode()
 def traced(forward: Forward, examples: Iterable[Inputs]) -> Compute | None:
-    """`forward` recorded with the first of the examples, None where that gives other bits with any of them."""
-    first, *others = examples
+    """`forward` recorded, None where that gives other bits with any of the examples. The first two have other numbers
+    of everything that a step has."""
+    first, second, *_ = examples = list(examples)
     plain = forward.attend_groups
     forward.attend_groups = scripted(plain)  # has loops over what only the step knows
     try:
@@ -47,23 +49,35 @@ def traced(forward: Forward, examples: Iterable[Inputs]) -> Compute | None:
             warnings.simplefilter("error", TracerWarning)
             # torch itself looks at sizes of weights, which stay what they are.
             warnings.filterwarnings("ignore", category=TracerWarning, module=r"torch\.")
-            graph: Any = jit.trace(forward, first, check_trace=False)  # type: ignore[no-untyped-call]
+            recorded, again = _recorded(forward, first), _recorded(forward, second)
+            simplify(recorded.graph, again.graph)
     except Exception as error:
-        log.info("computes by Python", extra={"reason": f"{type(error).__name__}: {error}"[:300]})
+        _declined(f"{type(error).__name__}: {error}")
         return None
     finally:
         forward.attend_groups = plain
 
     def compute(*inputs: Tensor) -> Tensor:
         with optimized_execution(False):  # would compile anew for each new shape
-            result: Tensor = graph(*inputs)
+            result: Tensor = recorded(*inputs)
         return result
 
-    for inputs in (first, *others):
-        if not torch.equal(compute(*inputs), forward(*inputs)):
-            log.info("computes by Python", extra={"reason": "what was recorded computes something else"})
-            return None
-    return compute
+    try:
+        same = all(torch.equal(compute(*inputs), forward(*inputs)) for inputs in examples)
+    except RuntimeError as error:
+        _declined(f"what was recorded fails: {error}")
+        return None
+    if not same:
+        _declined("what was recorded computes something else")
+    return compute if same else None
+
+
+def _recorded(forward: Forward, example: Inputs) -> Any:
+    return jit.trace(forward, example, check_trace=False)  # type: ignore[no-untyped-call]
+
+
+def _declined(reason: str) -> None:
+    log.info("computes by Python", extra={"reason": reason[:300]})
 
 
 @contextmanager
