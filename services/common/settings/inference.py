@@ -47,8 +47,9 @@ class InferenceSettings(CommonSettings):
     quantization: Literal["none", "int8", "nf4"] = Field(
         "none",
         description="How linears are kept: `none` exactly (float32 on CPU, bfloat16 on GPUs), `int8` in 8 bits, which "
-        "on CPU is faster too, `nf4` in 4 bits, by bitsandbytes. The last two cost some accuracy and are refused for a "
-        "model that is split over several GPUs.",
+        "on CPU is faster too, `nf4` in 4 bits, by bitsandbytes: on CPU only those that make more values than they "
+        "read, on GPUs all. The last two cost some accuracy and are refused for a model that is split over several "
+        "GPUs.",
     )
     compile: bool = Field(
         False,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,19 @@ from torch.nn import functional
 from services.inference.engine.pack import can_pack
 
 
-def siblings(model: nn.Module, run: Callable[[], object]) -> tuple[list[list[nn.Module]], dict[nn.Module, Tensor]]:
-    """The linears that read the very same tensor one after the other, in the order in which they do; and for every
-    linear that was called, the largest absolute values at its inputs, [in].
+class Read(NamedTuple):
+    """What was seen while a model read something."""
+
+    families: list[list[nn.Module]]
+    """The linears that read the very same tensor one after the other, in the order in which they do."""
+    loudest: dict[nn.Module, Tensor]
+    """Of every linear that was called, the largest absolute value of each input, [in]."""
+    power: dict[nn.Module, Tensor]
+    """Of the same, the mean square of each input in the last call, [in]."""
+
+
+def siblings(model: nn.Module, run: Callable[[], object]) -> Read:
+    """Watches the linears of a model.
 
     Args:
         run: runs the model on something.
@@ -42,10 +53,13 @@ def siblings(model: nn.Module, run: Callable[[], object]) -> tuple[list[list[nn.
     # A linear called twice, as in layers that share weights, belongs to no one family.
     found = [family for family in families if len(family) > 1 and all(seen.count(linear) == 1 for linear in family)]
     loudest: dict[nn.Module, Tensor] = {}
+    power: dict[nn.Module, Tensor] = {}
     for values, linear in calls:
-        loud = values.abs().reshape(-1, values.shape[-1]).amax(0)
+        rows = values.reshape(-1, values.shape[-1])
+        loud = rows.abs().amax(0)
         loudest[linear] = torch.maximum(loud, loudest.get(linear, loud))
-    return found, loudest
+        power[linear] = rows.square().mean(0)
+    return Read(found, loudest, power)
 
 
 class FusedRMSNorm(nn.Module):

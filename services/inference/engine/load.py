@@ -22,8 +22,10 @@ from services.inference.engine.blocks import BlockPool
 from services.inference.engine.check import check, expectation, sample_ids
 from services.inference.engine.errors import SourceError, UnsupportedModel
 from services.inference.engine.fuse import fuse_norms, siblings
+from services.inference.engine.linears import file_dtype, straighten, widen
 from services.inference.engine.lora import Adapters
-from services.inference.engine.machine import free_memory, use_own_cores, weight_bytes
+from services.inference.engine.machine import free_memory, use_own_cores
+from services.inference.engine.nf4 import pack_nf4, scale_bytes
 from services.inference.engine.pack import INT8_KERNELS, can_pack, exact, fastest, pack, packed_bytes
 from services.inference.engine.parallel import Leader, lead, least, local, placement
 from services.inference.engine.ranks import rank, ranks
@@ -31,6 +33,7 @@ from services.inference.engine.run import Runner, layer_shapes
 from services.inference.engine.schedule import Work
 from services.inference.engine.sequence import Sampling, Sequence
 from services.inference.engine.source import resolve, resolve_adapter
+from services.inference.engine.weigh import Weight, weigh
 
 BLOCK_SIZE = 16
 USUAL_CONTEXT = 2048
@@ -108,13 +111,18 @@ def load(
     phase("map")
     use_own_cores()
     device = pick_device(settings.device)
-    make_room(weight_bytes(folder, device))
-    model = _map_weights(folder, device, settings.quantization)
+    # A split linear is more than its product: transformers hangs the sum over the ranks on it. A compiler packs itself.
+    packs = ranks() == 1 and not settings.compile
+    held, peak = _weighed(folder, device, settings.quantization, packs=packs)
+    make_room(held)
+    if peak > (free := free_memory(device)):
+        raise SourceError(f"Too little memory: the weights need {peak / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.")
+    model = _map_weights(folder, device, settings.quantization, packs=packs)
     tokenizer = _load_tokenizer(folder)
     weights = model.num_parameters(exclude_embeddings=True)
     timed("map")
     phase("pack")
-    kernel, shapes = _pack(model, tokenizer, settings)
+    kernel, shapes = _pack(model, tokenizer, settings.quantization, packs=packs)
     timed("pack")
     phase("warm-up")
     loaded = _warm_up(model, shapes, tokenizer, adapter_folders, settings=settings, make_room=make_room)
@@ -141,36 +149,47 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name, rank()) if name == "cuda" and ranks() > 1 else torch.device(name)
 
 
-def _map_weights(folder: Path, device: torch.device, quantization: str) -> PreTrainedModel:
-    needed, free = weight_bytes(folder, device) // ranks(), free_memory(device)
-    if needed > free:
-        raise SourceError(f"Too little memory: the weights need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free.")
+def _weighed(folder: Path, device: torch.device, quantization: str, *, packs: bool) -> Weight:
+    """What this rank's part of the weights will take."""
+    try:
+        held, peak = weigh(folder, device, quantization, packs=packs)
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        raise SourceError(f"transformers cannot load the model in {folder}: {error}") from error
+    return Weight(held // ranks(), peak // ranks())
+
+
+def _map_weights(folder: Path, device: torch.device, quantization: str, *, packs: bool) -> PreTrainedModel:
     # On CPU exact: half precision there is emulated on most machines, slower than float32 and less precise.
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     more = placement(folder, device)
     if (config := _bitsandbytes(device, quantization)) is not None:
         more["quantization_config"] = config
+    widens = device.type == "cpu" and packs
+    mapped = (file_dtype(folder) if widens else None) or dtype
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **more
+            folder, dtype=mapped, use_safetensors=True, trust_remote_code=False, **more
         )
     except (ValueError, KeyError, OSError, ImportError) as error:
         raise SourceError(f"transformers cannot load the model in {folder}: {error}") from error
     model.requires_grad_(False)
+    if widens:
+        straighten(model)
+        if mapped != dtype:
+            widen(model)
     return model
 
 
 def _bitsandbytes(device: torch.device, quantization: str) -> BitsAndBytesConfig | None:
-    """How bitsandbytes quantises the weights while they are mapped: nf4 everywhere (Dettmers et al. 2023, "QLoRA"),
-    int8 on GPUs (Dettmers et al. 2022, "LLM.int8()"), since on CPU `pack` has faster kernels for that."""
+    """How bitsandbytes quantises the weights while they are mapped, on GPUs: nf4 (Dettmers et al. 2023, "QLoRA") and
+    int8 (Dettmers et al. 2022, "LLM.int8()"). On CPU `pack` and `nf4` do it, by what the model reads."""
+    if device.type == "cpu" or quantization == "none":
+        return None
     if quantization == "nf4":
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
         )
-    if quantization == "int8" and device.type != "cpu":
-        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
-    return None
+    return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
 
 
 def _load_tokenizer(folder: Path) -> Any:
@@ -181,24 +200,22 @@ def _load_tokenizer(folder: Path) -> Any:
 
 
 @torch.inference_mode()
-def _pack(model: PreTrainedModel, tokenizer: Any, settings: InferenceSettings) -> tuple[str, list[LayerShape]]:
+def _pack(model: PreTrainedModel, tokenizer: Any, quantization: str, *, packs: bool) -> tuple[str, list[LayerShape]]:
     """Puts our attention into the model and arranges its weights for this machine.
 
     Returns:
         The name of the kernel that multiplies the weights, and what each layer keeps of a token.
     """
-    quantization = settings.quantization
     expected = expectation(model, tokenizer)
-    # A split linear is more than its product: transformers hangs the sum over the ranks on it. A compiler packs itself.
-    packs = ranks() == 1 and not settings.compile
     linears = [module for module in model.modules() if can_pack(module)] if packs else []
-    rounds = bool(linears) and quantization == "int8"
-    if quantization == "int8" and not rounds and model.device.type == "cpu":
+    rounds = bool(linears) and quantization != "none"
+    if quantization != "none" and not rounds and model.device.type == "cpu":
         raise UnsupportedModel(
-            f"Models of type '{model.config.model_type}' have no linears that can be computed in int8 on this machine."
+            f"Models of type '{model.config.model_type}' have no linears that can be quantised on this machine."
         )
-    ids = torch.tensor([sample_ids(tokenizer) if rounds else [0]], device=model.device)
-    families, loudest = siblings(model, lambda: model(ids, use_cache=False))
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    ids = torch.tensor([sample_ids(tokenizer)[:longest] if rounds else [0]], device=model.device)
+    families, loudest, power = siblings(model, lambda: model(ids, use_cache=False))
     try:
         model.set_attn_implementation(ATTENTION)
     except ValueError as error:
@@ -213,10 +230,13 @@ def _pack(model: PreTrainedModel, tokenizer: Any, settings: InferenceSettings) -
         name = fastest(INT8_KERNELS, torch.randn(sizes.most_common(1)[0][0]))
         kernel = f"{name}-int8"
         fuse_norms(model)
+        if quantization == "nf4":
+            kernel = f"bitsandbytes-nf4, {kernel}"
+            pack_nf4(model, power)
         pack(model, INT8_KERNELS[name], families, loudest)
     else:
         if linears:
-            kernel = "onednn-float32" if quantization == "none" else kernel
+            kernel = "onednn-float32"
             fuse_norms(model)
             pack(model, exact, families)
         check(model, shapes, expected, quantized=quantization != "none")
@@ -265,7 +285,7 @@ def _warm_up(
 
 def _weights(model: PreTrainedModel) -> int:
     """Bytes of the weights, shared ones counted once."""
-    return sum(local(weight).nbytes for weight in model.parameters()) + packed_bytes(model)
+    return sum(local(weight).nbytes for weight in model.parameters()) + packed_bytes(model) + scale_bytes(model)
 
 
 def _default(generation: Any, name: str, fallback: Any) -> Any:

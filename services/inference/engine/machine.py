@@ -1,4 +1,4 @@
-"""What the machine, or the container, lets a pod have: cores, memory, and what a model's weights will take of it."""
+"""What the machine, or the container, lets a pod have: cores and memory."""
 
 from __future__ import annotations
 
@@ -35,14 +35,3 @@ def free_memory(device: torch.device) -> int:
         used = int((CGROUP / "memory.current").read_text()) - int(counts.get("inactive_file", 0))
         free = min(free, max(0, int(most) - used))
     return free
-
-
-def weight_bytes(folder: Path, device: torch.device) -> int:
-    """Bytes that the weights in a folder take in memory: files in half precision double when they become float32."""
-    total = 0
-    for file in folder.glob("*.safetensors"):
-        with file.open("rb") as stream:
-            header = stream.read(min(1 << 16, 8 + int.from_bytes(stream.read(8), "little")))
-        halves = b'"BF16"' in header or b'"F16"' in header
-        total += file.stat().st_size * (2 if halves and device.type == "cpu" else 1)
-    return total

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from services.inference.engine.linears import Mapped, is_linear
 from services.inference.engine.trace import scripted
 
 Product = Callable[[Tensor], Tensor]
@@ -132,7 +133,7 @@ class Packed(nn.Module):
         self.sizes = [linear.out_features for linear in linears]
         biases = [linear.bias for linear in linears]
         bias = torch.cat([one for one in biases if one is not None]) if biases[0] is not None else None
-        weight = torch.cat([linear.weight for linear in linears])
+        weight = torch.cat([linear.weight.float() for linear in linears])
         self.inverse: Tensor | None = None
         """What inputs are multiplied by first."""
         if loudest is not None:
@@ -195,9 +196,13 @@ class PackedLinear(nn.Module):
 
 
 def can_pack(module: nn.Module) -> bool:
-    """Whether a module is a plain float32 linear on a CPU for which there are kernels."""
-    plain = type(module) is nn.Linear and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32
-    return plain and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    """Whether a module is a linear on a CPU, computed in float32, for which there are kernels, and not packed yet."""
+    if not (isinstance(module, nn.Linear) and is_linear(module) and module.weight.device.type == "cpu"):
+        return False
+    if not module.weight.numel():
+        return False
+    float32 = isinstance(module, Mapped) or module.weight.dtype == torch.float32
+    return float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def pack(
@@ -205,25 +210,34 @@ def pack(
     kernel: Kernel,
     families: Iterable[Listing[nn.Module]] = (),
     loudest: Mapping[nn.Module, Tensor] | None = None,
+    *,
+    only: Callable[[nn.Linear], bool] = lambda _linear: True,
 ) -> None:
-    """Swaps the model's linears for packed ones, as far as they can be packed.
+    """Swaps the model's linears for packed ones, as far as they can be packed. One by one loses its plain weight.
 
     Args:
         families: linears that read the same input, in the order in which they are called.
         loudest: for kernels that round, the largest absolute values seen at each input of a linear.
+        only: which of the linears.
     """
     loudest = loudest or {}
     places: dict[nn.Module, PackedLinear] = {}
+
+    def place(linears: Listing[nn.Linear]) -> None:
+        packed = Packed(linears, kernel, loudest.get(linears[0]))
+        for index, linear in enumerate(linears):
+            places[linear] = PackedLinear(linear, packed, index)
+            linear.weight = nn.Parameter(linear.weight.new_empty(0), requires_grad=False)
+
     for family in families:
-        linears = [module for module in family if isinstance(module, nn.Linear) and can_pack(module)]
-        if len(linears) == len(family) and len({linear.bias is None for linear in linears}) == 1:
-            packed = Packed(linears, kernel, loudest.get(linears[0]))
-            places |= {linear: PackedLinear(linear, packed, index) for index, linear in enumerate(linears)}
+        linears = [module for module in family if isinstance(module, nn.Linear) and can_pack(module) and only(module)]
+        if len(linears) > 1 and len({linear.bias is None for linear in linears}) == 1:
+            place(linears)
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.Linear) and can_pack(child):
-                if child not in places:
-                    places[child] = PackedLinear(child, Packed([child], kernel, loudest.get(child)), 0)
+            if child not in places and isinstance(child, nn.Linear) and can_pack(child) and only(child):
+                place([child])
+            if child in places:
                 setattr(module, name, places[child])
 
 

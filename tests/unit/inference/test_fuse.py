@@ -28,21 +28,21 @@ class ToyRMSNorm(nn.Module):
 
 def test_linears_that_read_one_tensor_are_siblings_in_the_order_of_their_calls() -> None:
     model = nn.Sequential(Layer(), Layer())
-    families, _ = siblings(model, lambda: model(torch.randn(1, 8)))
+    families = siblings(model, lambda: model(torch.randn(1, 8))).families
     assert families == [[layer.query, layer.key] for layer in model]
 
 
 def test_a_linear_that_is_called_twice_has_no_siblings() -> None:
     layer = Layer()
     model = nn.Sequential(layer, layer)
-    families, _ = siblings(model, lambda: model(torch.randn(1, 8)))
+    families = siblings(model, lambda: model(torch.randn(1, 8))).families
     assert families == []
 
 
 def test_the_loudest_input_of_every_linear_is_found() -> None:
     model = Layer()
     values = torch.tensor([[1.0, -5, 0, 0, 0, 0, 0, 2], [-3.0, 4, 0, 0, 0, 0, 0, 1]])
-    _, loudest = siblings(model, lambda: model(values))
+    loudest = siblings(model, lambda: model(values)).loudest
     assert loudest[model.query].tolist() == loudest[model.key].tolist() == [3, 5, 0, 0, 0, 0, 0, 2]
     assert set(loudest) == {model.query, model.key, model.out}
 

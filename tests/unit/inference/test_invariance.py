@@ -17,7 +17,7 @@ from services.inference.engine.schedule import Work
 from services.inference.engine.sequence import Sequence
 from tests.unit.inference.tiny import save_tiny
 
-FAMILIES = ["llama", "qwen3", "gemma2"]
+FAMILIES = ["llama", "qwen3", "gemma2", "gpt2"]
 LENGTH = 150
 TokenIds = list[int]
 

@@ -20,7 +20,7 @@ from services.inference.engine.sequence import Sequence
 from services.inference.engine.trace import traced
 from tests.unit.inference.tiny import save_tiny
 
-FAMILIES = ["llama", "qwen3", "gemma3_text", "gemma2", "deepseek_v3", "gpt_oss"]
+FAMILIES = ["llama", "qwen3", "gemma3_text", "gemma2", "deepseek_v3", "gpt2", "gpt_oss"]
 
 
 @pytest.fixture(autouse=True)
