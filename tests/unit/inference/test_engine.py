@@ -6,9 +6,11 @@ import time
 
 import pytest
 from prometheus_client import CollectorRegistry
+from torch import Tensor
 
 from services.common.errors import DeadlineExceeded, InvalidRequest, QueueFull
-from services.inference.engine.sequence import Sampling
+from services.inference.engine.schedule import Work
+from services.inference.engine.sequence import Sampling, Sequence
 from tests.unit.inference.asking import StartEngine, failure, held, submit, tokens, unbroken
 
 
@@ -93,6 +95,27 @@ def test_a_cancelled_request_frees_its_place_within_one_step(start_engine: Start
     assert failure(first).status == 499
     assert first.sequence.generated < 399
     assert engine.loaded.pool.used == 0
+
+
+def test_who_waits_takes_the_place_of_a_cancelled_request_in_the_very_next_step(start_engine: StartEngine) -> None:
+    engine = start_engine(max_batch=1)
+    steps: list[list[Sequence]] = []
+    forward = engine.loaded.runner.forward
+
+    def noted(plan: list[Work]) -> Tensor:
+        steps.append([work.sequence for work in plan])
+        return forward(plan)
+
+    engine.loaded.runner.forward = noted  # type: ignore[method-assign,assignment]
+    first = submit(engine, max_tokens=400)
+    waiting = submit(engine)
+    next(iter(first))
+    with held(engine) as in_step:
+        assert in_step.wait(10)
+        before = len(steps)
+        first.cancel()
+    assert len(tokens(waiting)) == 8
+    assert steps[before : before + 2] == [[first.sequence], [waiting.sequence]]
 
 
 def test_a_request_may_be_cancelled_while_it_waits(start_engine: StartEngine) -> None:
