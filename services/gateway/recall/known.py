@@ -43,6 +43,7 @@ MEANT = frozenset(
         "CACHE_CONTROL",
         "CONTENT_ENCODING",
         "IDEMPOTENCY_KEY",
+        "LAST_EVENT_ID",
         "TRANSFER_ENCODING",
         "X_FOREBAY_TIMEOUT",
     )
