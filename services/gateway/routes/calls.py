@@ -64,7 +64,8 @@ def read_call(gateway: Gateway, kind: Kind, body: dict[str, Any]) -> Call:
         idempotency_key=sent.get("HTTP_IDEMPOTENCY_KEY") if settings.idempotency_ttl else None,
         client=sent.get("gunicorn.socket"),
         id=sent.get(known.CALL) or new_id(),
-        body_digest=sent.get(known.BODY) if parsed.model == asked_model else None,
+        # Of a stream it is not told: what is given before Flask is asked is whole.
+        body_digest=sent.get(known.BODY) if parsed.model == asked_model and not parsed.stream else None,
         asked_model=str(asked_model),
         session=session,
         log_fields=g.log_fields,

@@ -178,6 +178,14 @@ class TestCache:
             answer = client.post("/v1/chat/completions", json={**CHAT, **fields}, headers=headers)
             assert answer.headers["x-forebay-cache"] == "bypass"
 
+    def test_a_stream_stays_one_however_often_it_is_asked_for(self, client: httpx2.Client) -> None:
+        """What lies ready is given whole, before anything is known of how it was asked for."""
+        body = {**CHAT, "stream": True, "temperature": 0, "messages": [{"role": "user", "content": "again and again"}]}
+        answers = [client.post("/v1/chat/completions", json=body) for _ in range(4)]
+        assert [answer.headers["x-forebay-cache"] for answer in answers] == ["miss", "hit", "hit", "hit"]
+        assert all(answer.headers["content-type"].startswith("text/event-stream") for answer in answers)
+        assert all(data_of(answer)[-1] == "[DONE]" for answer in answers)
+
 
 class TestLength:
     def test_what_names_no_length_gets_the_settings_and_as_text_completion_openais(
@@ -222,6 +230,12 @@ class TestGuideRoutes:
         first, second = (client.get("/cache", params={"q": "what is a forebay?"}) for _ in range(2))
         assert first.text == second.text == "Hello"
         assert (first.headers["x-forebay-cache"], second.headers["x-forebay-cache"]) == ("miss", "hit")
+
+    @pytest.mark.parametrize("path", ["/stream", "/cache", "/dynamic"])
+    def test_head_computes_nothing(self, client: httpx2.Client, path: str) -> None:
+        answer = client.head(path, params={"prompt": "hi"})
+        assert answer.status_code == 405
+        assert "GET" in answer.headers["allow"]
 
     def test_dynamic_loads_a_model_by_name_and_answers_with_it(self, client: httpx2.Client) -> None:
         assert client.get("/dynamic", params={"model": "m"}).json() == {"model": "m", "status": "loaded"}
