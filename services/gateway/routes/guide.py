@@ -11,6 +11,7 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 from pydantic import ConfigDict, Field
+from werkzeug.exceptions import MethodNotAllowed
 
 from services.common import sse
 from services.common.errors import HttpError, UpstreamUnavailable
@@ -44,6 +45,12 @@ class GuideQuery(GuideRequest):
 
 def blueprint(gateway: Gateway) -> Blueprint:
     routes = Blueprint("guide", __name__)
+
+    @routes.before_request
+    def refuse_head() -> None:
+        """A HEAD would be computed and charged like its GET, and give nothing."""
+        if request.method == "HEAD":
+            raise MethodNotAllowed(("GET", "POST"))
 
     @routes.post("/generate")
     def generate() -> Response:
