@@ -13,6 +13,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,7 +43,7 @@ class KubernetesApi:
         self._server: ThreadingHTTPServer | None = None
         self._open: set[socket.socket] = set()
         self._generation = 0
-        self._watching = 0
+        self._watching: Counter[int] = Counter()
         self._address = ("127.0.0.1", 0)
         self.let_in("token-1")
         (folder / "namespace").write_text("models\n")
@@ -81,11 +82,12 @@ class KubernetesApi:
             self._changed.notify_all()
 
     def end_watches(self) -> None:
-        """Ends them in order, as their time-outs do."""
+        """Ends those that run in order, as their time-outs do; whoever watches may begin anew meanwhile."""
         with self._changed:
+            ended = range(self._generation + 1)
             self._generation += 1
             self._changed.notify_all()
-            assert self._changed.wait_for(lambda: not self._watching, timeout=20)
+            assert self._changed.wait_for(lambda: not any(self._watching[one] for one in ended), timeout=20)
 
     def reset_connections(self) -> None:
         """Cuts them, as a load balancer that is restarted does."""
@@ -142,19 +144,20 @@ class KubernetesApi:
             }
 
     @contextmanager
-    def a_watch(self) -> Iterator[None]:
+    def a_watch(self) -> Iterator[int]:
+        """Gives the generation of watches that it belongs to."""
         with self._changed:
-            self._watching += 1
+            generation = self._generation
+            self._watching[generation] += 1
         try:
-            yield
+            yield generation
         finally:
             with self._changed:
-                self._watching -= 1
+                self._watching[generation] -= 1
                 self._changed.notify_all()
 
-    def events(self, namespace: str, selector: str, query: dict[str, str]) -> Iterator[dict[str, Any]]:
+    def events(self, namespace: str, selector: str, query: dict[str, str], generation: int) -> Iterator[dict[str, Any]]:
         version, until = int(query["resourceVersion"]), time.monotonic() + float(query.get("timeoutSeconds", "3600"))
-        generation = self._generation
         while True:
             with self._changed:
                 if version < self._oldest:
@@ -242,8 +245,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "application/json")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            with self.api.a_watch():
-                for event in self.api.events(namespace, selector, query):
+            with self.api.a_watch() as generation:
+                for event in self.api.events(namespace, selector, query, generation):
                     self.chunk(json.dumps(event).encode() + b"\n")
                 self.chunk(b"")
 

@@ -141,12 +141,18 @@ def test_a_pod_whose_host_is_gone_is_lost_and_not_late(monkeypatch: pytest.Monke
     def vanished(*_: object) -> None:
         raise TimeoutError(errno.ETIMEDOUT, "Connection timed out")
 
-    with scripted_pod(streaming(b"one")) as url:
-        exchange = post(Pool(url))
+    read = threading.Event()
+
+    def silent_after_one(handler: Handler, _body: dict[str, Any]) -> None:
+        handler.start_stream()
+        handler.send_piece(b"one")
+        read.wait(30)
+
+    with scripted_pod(silent_after_one) as url, closing(post(Pool(url))) as exchange:
         monkeypatch.setattr(exchange, "_limit_wait", vanished)
         with pytest.raises(Broken):
             exchange.read()
-        exchange.close()
+        read.set()
 
 
 def test_a_connection_is_probed_while_it_waits() -> None:

@@ -140,17 +140,22 @@ class TestWhatLiesReady:
         }
 
     def test_it_is_in_the_ledger_and_counted_once(self, desk: Desk) -> None:
+        labels = {"model": "unknown", "tenant": "acme"}
+        counted = {
+            "forebay_gateway_requests_total": ({**labels, "outcome": "cached"}, 1),
+            "forebay_gateway_saved_tokens_total": ({**labels, "source": "hit"}, 15),
+            "forebay_gateway_cost_saved_total": (labels, 16e-6),
+            "forebay_gateway_cache_lookups_total": ({"model": "unknown", "result": "hit"}, 1),
+            "gen_ai_server_request_duration_seconds_count": ({"model": "unknown"}, 1),
+        }
+        before = {name: desk.metric(name, **labels) or 0 for name, (labels, _) in counted.items()}
         desk.keep()
         desk.send()
         (entry,) = desk.entries()
         assert (entry.request_id, entry.tenant, entry.subject, entry.model) == ("r-1", "acme", "key:1", "m")
         assert (entry.outcome, entry.cache, entry.cost_micros, entry.saved_micros) == ("cached", "hit", 0, 6 + 10)
-        labels = {"model": "unknown", "tenant": "acme"}
-        assert desk.metric("forebay_gateway_requests_total", **labels, outcome="cached") == 1
-        assert desk.metric("forebay_gateway_saved_tokens_total", **labels, source="hit") == 15
-        assert desk.metric("forebay_gateway_cost_saved_total", **labels) == pytest.approx(16e-6)
-        assert desk.metric("forebay_gateway_cache_lookups_total", model="unknown", result="hit") == 1
-        assert desk.metric("gen_ai_server_request_duration_seconds_count", model="unknown") == 1
+        for name, (labels, more) in counted.items():
+            assert (desk.metric(name, **labels) or 0) - before[name] == pytest.approx(more), name
         assert desk.metric("forebay_gateway_budget_used_ratio", tenant="acme", period="day") is None
 
     def test_limits_hold_for_it(self, desk: Desk) -> None:
