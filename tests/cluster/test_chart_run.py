@@ -20,6 +20,7 @@ from tests.cluster.conftest import REQUEST_TIMEOUT, STREAM_SECONDS
 from tests.cluster.containers import Podman, wait_for
 from tests.cluster.release import Release, processes_of, signal_all
 from tests.cluster.watch import confinement
+from tests.ports import free_port
 
 MODEL = "smollm2-135m-instruct"
 _numbers = count()
@@ -97,9 +98,9 @@ def _served(podman: Podman, container: str) -> bool:
 
 @pytest.mark.requires("nginx")
 def test_a_stream_of_90_seconds_passes_the_ingress_and_a_request_past_the_limit_gets_504(
-    release: Release, podman: Podman, gateway: httpx2.Client, free_row: Any, tmp_path: Path
+    release: Release, podman: Podman, gateway: httpx2.Client, tmp_path: Path
 ) -> None:
-    port = free_row(1)
+    port = free_port()
     container = release.containers(next(name for name in release.pods if "-model-" in name))[0]
     tokens = 400
     text = {"model": MODEL, "prompt": "1, 2, 3, 4, 5, 6, 7, 8,", "temperature": 0}

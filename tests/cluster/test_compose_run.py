@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +13,17 @@ import pytest
 
 from tests.cluster.containers import ROOT, Podman, wait_for
 from tests.cluster.watch import confinement
+from tests.ports import free_port
 
 pytestmark = pytest.mark.requires("podman-compose")
 SERVICES = ("cache", "inference", "gateway")
 
 
 @pytest.fixture(scope="module")
-def stack(podman: Podman, images: dict[str, str], free_row: Callable[[int], int]) -> Iterator[SimpleNamespace]:
+def stack(podman: Podman, images: dict[str, str]) -> Iterator[SimpleNamespace]:
     project = f"{podman.run_name}-compose"
     secrets = podman.folder / "compose-secrets"
-    port = free_row(1)
+    port = free_port()
     environment = podman.environment | {"COMPOSE_SECRETS": str(secrets), "FOREBAY_PUBLISH": f"127.0.0.1:{port}"}
 
     def compose(*arguments: str) -> str:

@@ -141,8 +141,8 @@ def test_a_gauge_says_since_when_kubernetes_is_not_heard(start_gateway: StartGat
         api.bookmark()
         until(lambda: heard(gateway) >= begun)
         api.stop()
-        left = time.time()
         until(lambda: gateway.log.read_text().count("EndpointSlices not watched") == 2)
+        left = time.time()
         assert begun <= heard(gateway) <= left
         api.start()
         until(lambda: heard(gateway) > left)
